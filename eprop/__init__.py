@@ -1,0 +1,10 @@
+"""E-prop for recurrent spiking networks: exact, online, and faster than BPTT."""
+
+from . import losses
+from .cells import ALIF, LIF, AbstractCell, ALIFState, Jacobians, LIFState
+from .feedback import AbstractFeedback, AdaptiveFeedback, RandomFeedback, SymmetricFeedback
+from .learning_signals import LearningSignals, learning_signals, total_derivative
+from .network import Network, Trajectory
+from .rules import BPTT, AbstractRule, EProp, apply_updates, grad, value_and_grad
+from .surrogate import AbstractSurrogate, Arctan, Exponential, FastSigmoid, Triangular
+from .traces import EligibilityTraces, eligibility_traces

@@ -1,0 +1,290 @@
+"""Neurons: what happens inside one, given the current that flows into it.
+
+A cell knows neither weights nor the network. Its `step` is the paper's M,
+
+    s_t = M(s_{t-1}, I_t, z_{t-1}),        z_t = output(s_t),
+
+and draws the line that e-prop needs: what a neuron takes from its own `state` is the neuron's
+and keeps its gradient; what comes in by `current` and `z_tm1` has been through the network, and
+e-prop stops its gradient there.
+"""
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from equinox import AbstractVar
+from jaxtyping import Array, Float, Int
+
+from . import checks
+from .checks import Parameter
+from .surrogate import AbstractSurrogate, Triangular
+
+
+class Jacobians(NamedTuple):
+    """A neuron's own derivatives at one time step; d is the number of its hidden variables.
+
+    `state[k, l]` is D = ∂s^k_t/∂s^l_{t-1}, `current[k]` is b = ∂s^k_t/∂I_t and `output[k]` is
+    c = ∂z_t/∂s^k_t, each with one entry per example and neuron.
+    """
+
+    state: Float[Array, "d d batch n"]
+    current: Float[Array, "d batch n"]
+    output: Float[Array, "d batch n"]
+
+
+class AbstractCell(eqx.Module):
+    """A population of `n` neurons of one kind, elementwise over neurons.
+
+    Subclass it with `init`, `step` and `output`; e-prop for the new neuron follows from these.
+
+    The state is a NamedTuple of arrays `[batch, n]`. Its floating-point fields are the hidden
+    variables that eligibility vectors follow; integer and boolean fields (a refractory counter)
+    are carried along without a gradient.
+    """
+
+    n: AbstractVar[int]
+    dt: AbstractVar[float]
+    """Length of a time step in ms."""
+
+    @abstractmethod
+    def init(self, batch: int) -> Any:
+        """The state before the first step, a NamedTuple of arrays `[batch, n]`."""
+
+    @abstractmethod
+    def step(self, state: Any, current: Array, z_tm1: Array) -> Any:
+        """The state at t from the state at t - 1.
+
+        **Arguments:** `state`: as from `init`; `current`: I_t `[batch, n]`, from the synapses;
+        `z_tm1`: z_{t-1} `[batch, n]`, the neuron's last output as the network has it. Use it for
+        a reset, whose gradient e-prop leaves out. For an influence of the neuron's own spike
+        whose gradient e-prop keeps (a threshold adaptation) use `self.output(state)`.
+        """
+
+    @abstractmethod
+    def output(self, state: Any) -> Array:
+        """z_t `[batch, n]`, what the neuron sends: its spike, by a surrogate's `spike`."""
+
+    def jacobians(self, state_tm1: Any, current: Array) -> Jacobians:
+        """D, b and c of the step from `state_tm1` under `current` `[batch, n]`.
+
+        By forward differentiation of `step` and `output`, in units of the state's own fields.
+        """
+        hidden, rest = eqx.partition(state_tm1, eqx.is_inexact_array)
+        leaves, structure = jax.tree.flatten(hidden)
+        d = len(leaves)
+        z_tm1 = jax.lax.stop_gradient(self.output(state_tm1))
+
+        def step(leaves, current):
+            state = self.step(
+                eqx.combine(structure.unflatten(leaves), rest), current, z_tm1
+            )
+            return hidden_variables(state), state
+
+        def output(leaves, state):
+            _, rest = eqx.partition(state, eqx.is_inexact_array)
+            return self.output(eqx.combine(structure.unflatten(leaves), rest))
+
+        def direction(k, like):
+            return [jnp.full_like(x, float(k == i)) for i, x in enumerate(like)]
+
+        new_leaves, advance, state = jax.linearize(step, leaves, current, has_aux=True)
+        _, send = jax.linearize(lambda x: output(x, state), new_leaves)
+        still = jnp.zeros_like(current)
+        columns = [jnp.stack(advance(direction(k, leaves), still)) for k in range(d)]
+        return Jacobians(
+            state=jnp.stack(columns, axis=1),
+            current=jnp.stack(advance(direction(-1, leaves), jnp.ones_like(current))),
+            output=jnp.stack([send(direction(k, new_leaves)) for k in range(d)]),
+        )
+
+
+def hidden_variables(state: Any) -> list[Array]:
+    """The floating-point fields of a cell's state, in their order: its hidden variables."""
+    return jax.tree.leaves(eqx.filter(state, eqx.is_inexact_array))
+
+
+class LIFState(NamedTuple):
+    """State of a `LIF` population."""
+
+    v: Float[Array, "batch n"]
+    """Membrane potential."""
+    refractory: Int[Array, "batch n"]
+    """Steps, this one included, in which the neuron can't spike."""
+
+
+class ALIFState(NamedTuple):
+    """State of an `ALIF` population."""
+
+    v: Float[Array, "batch n"]
+    """Membrane potential."""
+    a: Float[Array, "batch n"]
+    """Threshold adaptation: the neuron's spikes, filtered by ρ."""
+    refractory: Int[Array, "batch n"]
+    """Steps, this one included, in which the neuron can't spike."""
+
+
+class LIF(AbstractCell):
+    r"""Leaky integrate-and-fire neurons.
+
+        v_t = α v_{t-1} + ζ I_t - v_th z_{t-1}          α = exp(-dt/τ_v)
+        z_t = 1 if v_t > v_th and not refractory        ζ = 1, or 1 - α
+
+    After a spike a neuron is silent, with no pseudo-derivative, for `n_refractory - 1` steps
+    (0 and 1: no such time). Source: Bellec et al. 2020, equations (6) and (7), and the
+    reference implementation's refractory counter.
+    """
+
+    n: int = eqx.field(static=True)
+    tau_v: Parameter = eqx.field(static=True)
+    v_th: Parameter = eqx.field(static=True)
+    n_refractory: int | tuple[int, ...] = eqx.field(static=True)
+    dt: float = eqx.field(static=True)
+    scale_current: bool = eqx.field(static=True)
+    surrogate: AbstractSurrogate
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        tau_v: Any = 20.0,
+        v_th: Any = 0.6,
+        n_refractory: Any = 5,
+        dt: float = 1.0,
+        scale_current: bool = False,
+        surrogate: AbstractSurrogate = Triangular(),  # noqa: B008 (immutable)
+    ):
+        """**Arguments** (all but `n`, `dt`, `scale_current`, `surrogate`: a number, or one per neuron):
+
+        - `n`: number of neurons.
+        - `tau_v`: membrane time constant τ_v in ms.
+        - `v_th`: threshold, in units of the membrane potential.
+        - `n_refractory`: length of the refractory period in steps of dt, the spike's included.
+        - `dt`: time step in ms.
+        - `scale_current`: whether the input is scaled by ζ = 1 - α (else ζ = 1).
+        - `surrogate`: the spike function and its pseudo-derivative.
+
+        Raises `ValueError` for a parameter of another shape or out of range.
+        """
+        self.n, self.dt = checks.positive_int("n", n), checks.duration("dt", dt)
+        self.tau_v = checks.parameter("tau_v", tau_v, n, above=0)
+        self.v_th = checks.parameter("v_th", v_th, n, above=0)
+        self.n_refractory = checks.steps("n_refractory", n_refractory, n)
+        self.scale_current = scale_current
+        self.surrogate = surrogate
+
+    def init(self, batch: int) -> LIFState:
+        """Potential 0, not refractory."""
+        return LIFState(jnp.zeros((batch, self.n)), jnp.zeros((batch, self.n), jnp.int32))
+
+    def step(self, state: LIFState, current: Array, z_tm1: Array) -> LIFState:
+        return LIFState(
+            v=_membrane(self, state.v, current, z_tm1),
+            refractory=_count_down(self, state.refractory, z_tm1),
+        )
+
+    def output(self, state: LIFState) -> Array:
+        return _spike(self, state.v, 0.0, state.refractory)
+
+
+class ALIF(AbstractCell):
+    r"""Adaptive leaky integrate-and-fire neurons: each spike raises the threshold for a while.
+
+        v_t = α v_{t-1} + ζ I_t - v_th z_{t-1}          α = exp(-dt/τ_v)
+        a_t = ρ a_{t-1} + z_{t-1}                       ρ = exp(-dt/τ_a)
+        z_t = 1 if v_t > v_th + β a_t and not refractory
+
+    With β = 0 for some neurons those are LIF neurons. The pseudo-derivative is taken in units
+    of the base threshold: ψ = h((v - v_th - β a) / v_th) / v_th.
+    Source: Bellec et al. 2020, equations (6) to (10).
+    """
+
+    n: int = eqx.field(static=True)
+    tau_v: Parameter = eqx.field(static=True)
+    v_th: Parameter = eqx.field(static=True)
+    n_refractory: int | tuple[int, ...] = eqx.field(static=True)
+    dt: float = eqx.field(static=True)
+    scale_current: bool = eqx.field(static=True)
+    tau_a: Parameter = eqx.field(static=True)
+    beta: Parameter = eqx.field(static=True)
+    surrogate: AbstractSurrogate
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        tau_v: Any = 20.0,
+        v_th: Any = 0.6,
+        n_refractory: Any = 5,
+        dt: float = 1.0,
+        scale_current: bool = False,
+        tau_a: Any = 2000.0,
+        beta: Any = 1.7,
+        surrogate: AbstractSurrogate = Triangular(),  # noqa: B008 (immutable)
+    ):
+        """**Arguments** (as for `LIF`, and):
+
+        - `tau_a`: time constant of the adaptation τ_a in ms.
+        - `beta`: β, by how much a spike raises the threshold, in units of the membrane potential.
+
+        Raises `ValueError` for a parameter of another shape or out of range.
+        """
+        self.n, self.dt = checks.positive_int("n", n), checks.duration("dt", dt)
+        self.tau_v = checks.parameter("tau_v", tau_v, n, above=0)
+        self.v_th = checks.parameter("v_th", v_th, n, above=0)
+        self.n_refractory = checks.steps("n_refractory", n_refractory, n)
+        self.scale_current = scale_current
+        self.tau_a = checks.parameter("tau_a", tau_a, n, above=0)
+        self.beta = checks.parameter("beta", beta, n)
+        self.surrogate = surrogate
+
+    def init(self, batch: int) -> ALIFState:
+        """Potential and adaptation 0, not refractory."""
+        zeros = jnp.zeros((batch, self.n))
+        return ALIFState(zeros, zeros, jnp.zeros((batch, self.n), jnp.int32))
+
+    def step(self, state: ALIFState, current: Array, z_tm1: Array) -> ALIFState:
+        own_spike = self.output(state)
+        return ALIFState(
+            v=_membrane(self, state.v, current, z_tm1),
+            a=_decay(self.tau_a, self.dt, state.a) * state.a + own_spike,
+            refractory=_count_down(self, state.refractory, z_tm1),
+        )
+
+    def output(self, state: ALIFState) -> Array:
+        shift = _like(self.beta, state.a) * state.a
+        return _spike(self, state.v, shift, state.refractory)
+
+
+# The equations that both cells share, each written once.
+
+
+def _like(constant: Any, x: Array) -> Array:
+    """A constant of the cell in x's dtype."""
+    return jnp.asarray(constant, x.dtype)
+
+
+def _decay(tau: Parameter, dt: float, x: Array) -> Array:
+    return _like(np.exp(-dt / np.asarray(tau)), x)
+
+
+def _membrane(cell: LIF | ALIF, v_tm1: Array, current: Array, z_tm1: Array) -> Array:
+    alpha = _decay(cell.tau_v, cell.dt, v_tm1)
+    if cell.scale_current:
+        current = _like(-np.expm1(-cell.dt / np.asarray(cell.tau_v)), v_tm1) * current
+    return alpha * v_tm1 + current - _like(cell.v_th, v_tm1) * z_tm1
+
+
+def _count_down(cell: LIF | ALIF, refractory: Array, z_tm1: Array) -> Array:
+    n_refractory = jnp.asarray(cell.n_refractory, refractory.dtype)
+    started = n_refractory * (z_tm1 > 0).astype(refractory.dtype)
+    return jnp.clip(refractory + started - 1, 0, n_refractory)
+
+
+def _spike(cell: LIF | ALIF, v: Array, shift: Array | float, refractory: Array) -> Array:
+    v_th = _like(cell.v_th, v)
+    z = cell.surrogate.spike((v - v_th - shift) / v_th)
+    return jnp.where(refractory > 0, jnp.zeros_like(z), z)

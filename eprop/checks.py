@@ -1,0 +1,137 @@
+"""Early, clear errors: what was wrong, its value and shape, and what to write instead."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike
+
+Parameter = float | tuple[float, ...]
+"""A constant of a cell: one number, or one per neuron."""
+
+
+def parameter(
+    name: str,
+    value: ArrayLike | Sequence[float],
+    n: int,
+    *,
+    above: float | None = None,
+) -> Parameter:
+    """A cell's parameter as a float (one for all) or a tuple of `n` floats (one per neuron).
+
+    Raises `ValueError` for another shape, a value that is not finite, or one out of range.
+    """
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name} is traced, but the parameters of a cell are constants of the compiled "
+            f"program: build the cell outside of jax.jit, jax.vmap and jax.grad"
+        )
+    array = np.asarray(value, dtype=np.float64)
+    if array.shape not in ((), (n,)):
+        raise ValueError(
+            f"{name} has shape {array.shape}: give one number, or one for each of the {n} neurons"
+        )
+    if not np.all(np.isfinite(array)):
+        raise ValueError(f"{name} = {value} must be finite")
+    if above is not None and not np.all(array > above):
+        raise ValueError(f"{name} = {value} must be greater than {above:g}")
+    return float(array) if array.ndim == 0 else tuple(array.tolist())
+
+
+def steps(name: str, value: ArrayLike | Sequence[int], n: int) -> int | tuple[int, ...]:
+    """A cell's number of steps as an int, or a tuple of `n` ints; `ValueError` for others."""
+    checked = np.asarray(parameter(name, value, n, above=-1))
+    if not np.all(checked == np.floor(checked)):
+        raise ValueError(f"{name} = {value} must be a whole number of steps: divide ms by dt")
+    whole = checked.astype(int)
+    return int(whole) if whole.ndim == 0 else tuple(whole.tolist())
+
+
+def duration(name: str, value: float) -> float:
+    """A time in ms as a float; `ValueError` unless it is one positive, finite number."""
+    checked = parameter(name, value, 1, above=0)
+    if isinstance(checked, tuple):
+        raise ValueError(f"{name} = {value} must be one number, in ms")
+    return checked
+
+
+def positive_int(name: str, value: Any) -> int:
+    """`value` as a Python int; `ValueError` unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} = {value!r} must be a whole number of at least 1")
+    return int(value)
+
+
+def float_array(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Array:
+    """`value` as a floating-point array of exactly `shape`."""
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} has dtype {array.dtype}, which can't be trained: "
+            f"write {name}.astype(jnp.float32)"
+        )
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, but {shape} is needed here")
+    return finite(name, array)
+
+
+def sequence(name: str, value: ArrayLike, n_features: int, dtype: Any) -> Array:
+    """`value` as an array `[time, batch, n_features]`: bool, integer, or of the weights' dtype."""
+    array = jnp.asarray(value)
+    if array.ndim != 3:
+        hint = f"; for a single example write {name}[:, None]" if array.ndim == 2 else ""
+        raise ValueError(
+            f"{name} has shape {array.shape}, but [time, batch, feature] is needed{hint}"
+        )
+    if array.shape[0] == 0 or array.shape[1] == 0:
+        raise ValueError(f"{name} has shape {array.shape}: an empty time or batch axis")
+    if array.shape[2] != n_features:
+        raise ValueError(
+            f"{name} has shape {array.shape}, so {array.shape[2]} features, "
+            f"but the network takes {n_features}"
+        )
+    if jnp.issubdtype(array.dtype, jnp.inexact) and array.dtype != dtype:
+        raise TypeError(
+            f"{name} has dtype {array.dtype}, but the weights have {dtype}: "
+            f"write {name}.astype({dtype})"
+        )
+    return finite(name, array)
+
+
+def finite(name: str, array: Array) -> Array:
+    """`array` itself; an error if it holds NaN or infinity, also where it is traced by `jit`."""
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return array
+    message = f"{name} of shape {array.shape} holds NaN or infinity"
+    if isinstance(array, jax.core.Tracer):
+        return eqx.error_if(array, ~jnp.all(jnp.isfinite(array)), message)
+    if not np.all(np.isfinite(array)):
+        raise ValueError(message)
+    return array
+
+
+def same_length(targets: Any, n_steps: int, window: int) -> None:
+    """`ValueError` unless every leaf of `targets` has a leading time axis of `n_steps`."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(targets):
+        shape = jnp.shape(leaf)
+        if not shape or shape[0] != n_steps:
+            name = f"targets{jax.tree_util.keystr(path)}"
+            raise ValueError(
+                f"{name} has shape {shape}, but with window={window} targets are cut with the "
+                f"inputs, so each needs a leading time axis of {n_steps}: broadcast a label with "
+                f"jnp.broadcast_to(label, ({n_steps}, *label.shape)), or use window=None"
+            )
+
+
+def scalar_loss(value: Any) -> None:
+    """`TypeError` unless `value` is a floating-point scalar."""
+    shape, dtype = jnp.shape(value), jnp.result_type(value)
+    if shape != ():
+        raise TypeError(
+            f"the loss must be a scalar, but it has shape {shape}: sum or average over its axes"
+        )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"the loss must be a floating-point scalar, but it has dtype {dtype}")

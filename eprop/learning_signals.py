@@ -1,0 +1,102 @@
+"""What the loss says about each spike: e-prop's learning signals, and the total derivative."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from . import checks
+from .feedback import AbstractFeedback, SymmetricFeedback
+from .network import Network, Trajectory
+
+Loss = Callable[[Trajectory, Any], Any]
+"""`loss(trajectory, targets) -> scalar`, or `-> (scalar, aux)` with `has_aux=True`."""
+
+
+class LossDerivatives(NamedTuple):
+    """Partial derivatives of the loss with respect to what the network did."""
+
+    outputs: Float[Array, "time batch n_out"]
+    """∂E/∂y_t, the error of the readout."""
+    spikes: Float[Array, "time batch n_rec"]
+    """∂E/∂z_t with the outputs held fixed: of a firing-rate penalty, say."""
+    states: Any
+    """∂E/∂s_t likewise, of a voltage penalty, say; `None` for a field without a gradient."""
+
+
+class LearningSignals(NamedTuple):
+    """E-prop's two learning signals: dE/dW = Σ_t L_t ē_t + Σ_t (∂E/∂z_t) e_t."""
+
+    readout: Float[Array, "time batch n_rec"]
+    """L_t = B ∂E/∂y_t, which goes with the trace filtered by the readout."""
+    direct: Float[Array, "time batch n_rec"]
+    """∂E/∂z_t, which goes with the trace itself."""
+
+
+def call_loss(loss: Loss, trajectory: Trajectory, targets: Any, has_aux: bool) -> tuple[Any, Any]:
+    """`(value, aux)` of the loss; `TypeError` unless the value is a floating-point scalar."""
+    result = loss(trajectory, targets)
+    if has_aux:
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError(
+                f"with has_aux=True the loss must return (scalar, aux), not {type(result).__name__}"
+            )
+        value, aux = result
+    else:
+        value, aux = result, None
+    checks.scalar_loss(value)
+    return value, aux
+
+
+def differentiate_loss(
+    loss: Loss, trajectory: Trajectory, targets: Any, has_aux: bool
+) -> tuple[Any, Any, LossDerivatives]:
+    """`(value, aux, derivatives)` of the loss at a trajectory."""
+
+    def of_trajectory(trajectory):
+        return call_loss(loss, trajectory, targets, has_aux)
+
+    (value, aux), derivatives = eqx.filter_value_and_grad(of_trajectory, has_aux=True)(trajectory)
+    return value, aux, LossDerivatives(*derivatives)
+
+
+def learning_signals(
+    network: Network,
+    inputs: ArrayLike,
+    targets: Any,
+    loss: Loss,
+    feedback: AbstractFeedback = SymmetricFeedback(),  # noqa: B008 (immutable)
+) -> LearningSignals:
+    """The learning signals of e-prop with `feedback`, `[time, batch, n_rec]` each.
+
+    `inputs` are `[time, batch, n_in]`; `loss(trajectory, targets)` is called once, on the whole
+    sequence.
+    """
+    _, _, derivatives = differentiate_loss(loss, network(inputs), targets, has_aux=False)
+    return LearningSignals(
+        feedback.learning_signal(network.w_out, derivatives.outputs), derivatives.spikes
+    )
+
+
+def total_derivative(
+    network: Network, inputs: ArrayLike, targets: Any, loss: Loss
+) -> Float[Array, "time batch n_rec"]:
+    """dE/dz_t: what z_t does to the loss by every way through the network, by reverse mode.
+
+    The ideal learning signal: Σ_t dE/dz_t e_t is the gradient of BPTT (the paper's equation 1),
+    where e_t are the `eligibility_traces`. An influence of the spike on the neuron's own state
+    that its cell keeps (the threshold adaptation) is in the trace, and so not in here.
+    """
+    inputs = network.check_inputs(inputs)
+    start, current = network.init(inputs.shape[1]), network.input_current(inputs)
+
+    def perturbed(perturbation):
+        _, trajectory = network.unroll(
+            start, current, stop_z_gradients=False, perturbation=perturbation
+        )
+        return call_loss(loss, trajectory, targets, has_aux=False)[0]
+
+    return jax.grad(perturbed)(jnp.zeros_like(current))

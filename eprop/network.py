@@ -1,0 +1,267 @@
+"""A recurrent layer of neurons between input synapses and a leaky readout."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Shaped
+
+from . import checks
+from .cells import AbstractCell
+
+Initializer = Callable[[PRNGKeyArray, tuple[int, ...], Any], Array]
+"""The signature of `jax.nn.initializers`: `(key, shape, dtype) -> array`."""
+
+fan_in_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+"""The paper's synaptic weights: N(0, 1) / sqrt(number of presynaptic neurons)."""
+
+
+class Trajectory(NamedTuple):
+    """All that a network did over a sequence; what a loss is a function of."""
+
+    outputs: Float[Array, "time batch n_out"]
+    """y_t, the leaky readout."""
+    spikes: Float[Array, "time batch n_rec"]
+    """z_t."""
+    states: Any
+    """s_t, the cell's state with a leading time axis on each field."""
+
+
+class NetworkState(NamedTuple):
+    """What one step of a network hands to the next."""
+
+    cell: Any
+    """s_t, the cell's state."""
+    spikes: Float[Array, "batch n_rec"]
+    """z_t."""
+    outputs: Float[Array, "batch n_out"]
+    """y_t."""
+
+
+class Presynaptic(NamedTuple):
+    """The activity that drives each weight matrix, or another quantity per weight matrix."""
+
+    w_in: Any
+    w_rec: Any
+
+
+class Network(eqx.Module):
+    """A recurrent spiking network with a leaky readout.
+
+        I_t = x_t W_in + z_{t-1} W_rec
+        s_t, z_t: the cell's
+        y_t = κ y_{t-1} + g z_t W_out + bias            κ = exp(-dt/τ_out); g = 1, or 1 - κ
+
+    Weights are `[pre, post]`. There are no autapses: the diagonal of W_rec is structurally zero,
+    whatever is stored there, and so is its gradient.
+    """
+
+    cell: AbstractCell
+    w_in: Float[Array, "n_in n_rec"]
+    w_rec: Float[Array, "n_rec n_rec"]
+    w_out: Float[Array, "n_rec n_out"]
+    readout_bias: Float[Array, " n_out"] | None
+    tau_out: float = eqx.field(static=True)
+    scale_readout: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        cell: AbstractCell,
+        *,
+        n_in: int,
+        n_out: int,
+        tau_out: float = 20.0,
+        w_in: ArrayLike | Initializer = fan_in_normal,
+        w_rec: ArrayLike | Initializer = fan_in_normal,
+        w_out: ArrayLike | Initializer = jax.nn.initializers.glorot_uniform(),  # noqa: B008
+        readout_bias: ArrayLike | Initializer | None = None,
+        scale_readout: bool = False,
+        key: PRNGKeyArray | None = None,
+    ):
+        """**Arguments:**
+
+        - `cell`: the recurrent neurons.
+        - `n_in`, `n_out`: number of inputs and of readouts.
+        - `tau_out`: time constant of the readout τ_out in ms.
+        - `w_in`, `w_rec`, `w_out`: weights `[n_in, n_rec]`, `[n_rec, n_rec]`, `[n_rec, n_out]`,
+          each an array or an initializer of `jax.nn.initializers`. The paper's by default:
+          N(0, 1) / sqrt(n_pre), and Glorot-uniform for the readout.
+        - `readout_bias`: an array `[n_out]` or an initializer; `None` for no bias.
+        - `scale_readout`: whether spikes enter the readout with gain g = 1 - κ (else g = 1).
+        - `key`: random key for the initializers; not needed if every weight is an array.
+
+        Raises `ValueError` or `TypeError` for a weight of another shape, of an integer dtype, or
+        not finite.
+        """
+        n_in, n_out = checks.positive_int("n_in", n_in), checks.positive_int("n_out", n_out)
+        shapes = {
+            "w_in": (w_in, (n_in, cell.n)),
+            "w_rec": (w_rec, (cell.n, cell.n)),
+            "w_out": (w_out, (cell.n, n_out)),
+        }
+        weights = {}
+        for i, (name, (weight, shape)) in enumerate(shapes.items()):
+            weights[name] = _weight(name, weight, shape, key, i)
+        self.cell = cell
+        self.w_in, self.w_out = weights["w_in"], weights["w_out"]
+        self.w_rec = without_autapses(weights["w_rec"])
+        self.readout_bias = (
+            None
+            if readout_bias is None
+            else _weight("readout_bias", readout_bias, (n_out,), key, len(shapes))
+        )
+        self.tau_out = checks.duration("tau_out", tau_out)
+        self.scale_readout = scale_readout
+
+    @property
+    def n_in(self) -> int:
+        """Number of inputs."""
+        return self.w_in.shape[0]
+
+    @property
+    def n_out(self) -> int:
+        """Number of readouts."""
+        return self.w_out.shape[1]
+
+    @property
+    def kappa(self) -> float:
+        """κ, by how much the readout decays in one step."""
+        return float(np.exp(-self.cell.dt / self.tau_out))
+
+    @property
+    def readout_gain(self) -> float:
+        """g, with which a spike enters the readout."""
+        return float(-np.expm1(-self.cell.dt / self.tau_out)) if self.scale_readout else 1.0
+
+    def __call__(self, inputs: ArrayLike, stop_z_gradients: bool = False) -> Trajectory:
+        """The network's response to `inputs` `[time, batch, n_in]`, from rest.
+
+        `inputs` are booleans, integers or of the weights' dtype. With `stop_z_gradients` the
+        gradient of z_{t-1} is stopped where it enters the recurrent current and the reset, so
+        that reverse-mode differentiation gives e-prop in place of BPTT.
+        """
+        inputs = self.check_inputs(inputs)
+        start = self.init(inputs.shape[1])
+        _, trajectory = self.unroll(
+            start, self.input_current(inputs), stop_z_gradients=stop_z_gradients
+        )
+        return trajectory
+
+    def check_inputs(self, inputs: ArrayLike) -> Array:
+        """`inputs` as an array; an error that says what to write instead if they don't fit."""
+        n, dtype = self.cell.n, self.w_in.dtype
+        checks.float_array("network.w_in", self.w_in, (self.n_in, n))
+        checks.float_array("network.w_rec", self.w_rec, (n, n))
+        checks.float_array("network.w_out", self.w_out, (n, self.n_out))
+        return checks.sequence("inputs", inputs, self.n_in, dtype)
+
+    def init(self, batch: int) -> NetworkState:
+        """The network at rest, in the dtype of its weights."""
+        dtype = self.w_in.dtype
+        state = jax.tree.map(
+            lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, self.cell.init(batch)
+        )
+        return NetworkState(
+            state, jnp.zeros((batch, self.cell.n), dtype), jnp.zeros((batch, self.n_out), dtype)
+        )
+
+    def input_current(
+        self, inputs: Shaped[Array, "time batch n_in"]
+    ) -> Float[Array, "time batch n_rec"]:
+        """x_t W_in of all steps at once."""
+        return inputs.astype(self.w_in.dtype) @ self.w_in
+
+    def unroll(
+        self,
+        start: NetworkState,
+        input_current: Float[Array, "time batch n_rec"],
+        *,
+        stop_z_gradients: bool,
+        perturbation: Float[Array, "time batch n_rec"] | None = None,
+    ) -> tuple[NetworkState, Trajectory]:
+        """Continue from `start` under the input currents x_t W_in.
+
+        `perturbation` is added to each z_t as the network sees it: the derivative with respect
+        to it, at zero, is the total derivative dE/dz_t. Returns the state after the last step,
+        and what happened.
+        """
+        w_rec = without_autapses(self.w_rec)
+
+        def step(carry, now):
+            state, z_tm1 = carry
+            current, shift = now
+            if stop_z_gradients:
+                z_tm1 = jax.lax.stop_gradient(z_tm1)
+            state = self.cell.step(state, current + z_tm1 @ w_rec, z_tm1)
+            z = self.cell.output(state)
+            z = z if shift is None else z + shift
+            return (state, z), (z, state)
+
+        (state, z), (spikes, states) = jax.lax.scan(
+            step, (start.cell, start.spikes), (input_current, perturbation)
+        )
+        outputs = self.readout(spikes, start.outputs)
+        return NetworkState(state, z, outputs[-1]), Trajectory(outputs, spikes, states)
+
+    def readout(
+        self, spikes: Float[Array, "time batch n_rec"], start: Float[Array, "batch n_out"]
+    ) -> Float[Array, "time batch n_out"]:
+        """y_t of all steps, continuing from `start`."""
+        drive = self.readout_gain * (spikes @ self.w_out)
+        if self.readout_bias is not None:
+            drive = drive + self.readout_bias[None, None]
+        return leaky_filter(drive, self.kappa, start)
+
+    def presynaptic(
+        self,
+        inputs: Shaped[Array, "time batch n_in"],
+        start: Float[Array, "batch n_rec"],
+        spikes: Float[Array, "time batch n_rec"],
+    ) -> Presynaptic:
+        """pre_t of every weight matrix: x_t for W_in and z_{t-1} for W_rec, `[time, batch, pre]`.
+
+        `start` is z before the first step.
+        """
+        z_tm1 = jnp.concatenate([start[None], spikes[:-1]])
+        return Presynaptic(w_in=inputs.astype(self.w_in.dtype), w_rec=z_tm1)
+
+
+def without_autapses(w_rec: Shaped[Array, "*more n n"]) -> Shaped[Array, "*more n n"]:
+    """The matrices with their diagonal set to zero."""
+    return jnp.where(jnp.eye(w_rec.shape[-1], dtype=bool), jnp.zeros((), w_rec.dtype), w_rec)
+
+
+def leaky_filter(
+    drive: Float[Array, "time *shape"],
+    decay: float,
+    start: Float[Array, "*shape"],
+    *,
+    reverse: bool = False,
+) -> Float[Array, "time *shape"]:
+    """f_t = decay f_{t-1} + drive_t from f_0 = `start`; from the last step back if `reverse`."""
+
+    def step(f_tm1, drive_t):
+        f_t = decay * f_tm1 + drive_t
+        return f_t, f_t
+
+    return jax.lax.scan(step, start, drive, reverse=reverse)[1]
+
+
+def _weight(
+    name: str,
+    weight: ArrayLike | Initializer,
+    shape: tuple[int, ...],
+    key: PRNGKeyArray | None,
+    index: int,
+) -> Array:
+    if callable(weight):
+        if key is None:
+            raise ValueError(
+                f"{name} is drawn by an initializer, which needs a random key: "
+                f"write Network(..., key=jax.random.key(0))"
+            )
+        weight = weight(jax.random.fold_in(key, index), shape, jnp.result_type(float))
+    return checks.float_array(name, weight, shape)

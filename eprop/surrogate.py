@@ -1,0 +1,103 @@
+"""Spikes with a pseudo-derivative: a step function forward, a smooth bump backward.
+
+A surrogate acts on the potential's distance from threshold in units of the threshold,
+
+    x = (v - v_th - β a) / v_th,        z = 1 if x > 0 else 0,        dz/dx := h(x),
+
+so that the pseudo-derivative with respect to the membrane potential is ψ = h(x) / v_th.
+"""
+
+from abc import abstractmethod
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class AbstractSurrogate(eqx.Module):
+    """A spike function; a subclass says only what its pseudo-derivative is."""
+
+    @abstractmethod
+    def pseudo_derivative(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """h(x), for x the distance from threshold in units of the threshold (dimensionless)."""
+
+    def spike(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """1 where x > 0, else 0, in x's dtype; its derivative is `pseudo_derivative`."""
+        return _step_function(x, jax.lax.stop_gradient(self.pseudo_derivative(x)))
+
+
+@jax.custom_jvp
+def _step_function(x: Array, slope: Array) -> Array:
+    del slope
+    return (x > 0).astype(x.dtype)
+
+
+@_step_function.defjvp
+def _step_function_jvp(primals, tangents):
+    x, slope = primals
+    return _step_function(x, slope), slope * tangents[0]
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} = {value} must be positive and finite")
+    return float(value)
+
+
+class Triangular(AbstractSurrogate):
+    """The paper's: h(x) = γ max(0, 1 - |x|). Height γ, zero beyond one threshold either side.
+
+    **Arguments:** `gamma`: the height γ (dimensionless; the paper's dampening factor).
+    Source: Bellec et al. 2020, Methods, "Pseudo-derivative".
+    """
+
+    gamma: float = eqx.field(static=True, default=0.3, converter=lambda x: _positive("gamma", x))
+
+    def pseudo_derivative(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.gamma * jnp.maximum(0, 1 - jnp.abs(x))
+
+
+class Exponential(AbstractSurrogate):
+    """h(x) = γ exp(-|x| / w). Height γ; falls to γ/e at a distance of w thresholds.
+
+    **Arguments:** `gamma`: the height γ; `width`: w (both dimensionless).
+    Source: Shrestha & Orchard, "SLAYER", NeurIPS 2018.
+    """
+
+    gamma: float = eqx.field(static=True, default=0.3, converter=lambda x: _positive("gamma", x))
+    width: float = eqx.field(static=True, default=0.5, converter=lambda x: _positive("width", x))
+
+    def pseudo_derivative(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.gamma * jnp.exp(-jnp.abs(x) / self.width)
+
+
+class FastSigmoid(AbstractSurrogate):
+    """h(x) = γ / (1 + |x| / w)². Height γ; falls to γ/4 at a distance of w thresholds.
+
+    **Arguments:** `gamma`: the height γ; `width`: w (both dimensionless).
+    Source: Zenke & Ganguli, "SuperSpike", Neural Computation 2018.
+    """
+
+    gamma: float = eqx.field(static=True, default=0.3, converter=lambda x: _positive("gamma", x))
+    width: float = eqx.field(static=True, default=0.5, converter=lambda x: _positive("width", x))
+
+    def pseudo_derivative(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.gamma / jnp.square(1 + jnp.abs(x) / self.width)
+
+
+class Arctan(AbstractSurrogate):
+    """h(x) = γ / (1 + (x / w)²). Height γ; falls to γ/2 at a distance of w thresholds.
+
+    The derivative of γ w arctan(x / w). With γ = 1 and w = 2/π it is the arctan surrogate
+    of slope parameter 2 of Fang et al., "Incorporating learnable membrane time constant",
+    ICCV 2021.
+
+    **Arguments:** `gamma`: the height γ; `width`: w (both dimensionless).
+    """
+
+    gamma: float = eqx.field(static=True, default=0.3, converter=lambda x: _positive("gamma", x))
+    width: float = eqx.field(static=True, default=0.5, converter=lambda x: _positive("width", x))
+
+    def pseudo_derivative(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.gamma / (1 + jnp.square(x / self.width))
