@@ -8,3 +8,35 @@ from .network import Network, Trajectory
 from .rules import BPTT, AbstractRule, EProp, apply_updates, grad, value_and_grad
 from .surrogate import AbstractSurrogate, Arctan, Exponential, FastSigmoid, Triangular
 from .traces import EligibilityTraces, eligibility_traces
+
+__all__ = [
+    "ALIF",
+    "ALIFState",
+    "AbstractCell",
+    "AbstractFeedback",
+    "AbstractRule",
+    "AbstractSurrogate",
+    "AdaptiveFeedback",
+    "Arctan",
+    "BPTT",
+    "EProp",
+    "EligibilityTraces",
+    "Exponential",
+    "FastSigmoid",
+    "Jacobians",
+    "LIF",
+    "LIFState",
+    "LearningSignals",
+    "Network",
+    "RandomFeedback",
+    "SymmetricFeedback",
+    "Trajectory",
+    "Triangular",
+    "apply_updates",
+    "eligibility_traces",
+    "grad",
+    "learning_signals",
+    "losses",
+    "total_derivative",
+    "value_and_grad",
+]

@@ -10,7 +10,7 @@ e-prop stops its gradient there.
 """
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -49,6 +49,8 @@ class AbstractCell(eqx.Module):
     n: AbstractVar[int]
     dt: AbstractVar[float]
     """Length of a time step in ms."""
+    spiking: ClassVar[bool] = False
+    """Whether the output is always 0 or 1, so that one byte will do to keep it."""
 
     @abstractmethod
     def init(self, batch: int) -> Any:
@@ -145,6 +147,7 @@ class LIF(AbstractCell):
     dt: float = eqx.field(static=True)
     scale_current: bool = eqx.field(static=True)
     surrogate: AbstractSurrogate
+    spiking: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -211,6 +214,7 @@ class ALIF(AbstractCell):
     tau_a: Parameter = eqx.field(static=True)
     beta: Parameter = eqx.field(static=True)
     surrogate: AbstractSurrogate
+    spiking: ClassVar[bool] = True
 
     def __init__(
         self,

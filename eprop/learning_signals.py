@@ -21,10 +21,11 @@ class LossDerivatives(NamedTuple):
 
     outputs: Float[Array, "time batch n_out"]
     """∂E/∂y_t, the error of the readout."""
-    spikes: Float[Array, "time batch n_rec"]
-    """∂E/∂z_t with the outputs held fixed: of a firing-rate penalty, say."""
-    states: Any
-    """∂E/∂s_t likewise, of a voltage penalty, say; `None` for a field without a gradient."""
+    spikes: Float[Array, "time batch n_rec"] | None
+    """∂E/∂z_t with the outputs held fixed, of a firing-rate penalty, say; `None` if the loss
+    does not look at the spikes."""
+    states: list[Float[Array, "time batch n_rec"]] | None
+    """∂E/∂s_t likewise, of a voltage penalty, say: one array per hidden variable."""
 
 
 class LearningSignals(NamedTuple):
@@ -60,7 +61,26 @@ def differentiate_loss(
         return call_loss(loss, trajectory, targets, has_aux)
 
     (value, aux), derivatives = eqx.filter_value_and_grad(of_trajectory, has_aux=True)(trajectory)
-    return value, aux, LossDerivatives(*derivatives)
+    looked_at = _looked_at(lambda trajectory: of_trajectory(trajectory)[0], trajectory)
+    return (
+        value,
+        aux,
+        LossDerivatives(
+            derivatives.outputs,
+            derivatives.spikes if looked_at.spikes else None,
+            jax.tree.leaves(derivatives.states) if any(jax.tree.leaves(looked_at.states)) else None,
+        ),
+    )
+
+
+def _looked_at(function: Callable[[Trajectory], Array], trajectory: Trajectory) -> Trajectory:
+    """For each leaf of the trajectory, whether the function's equations read it."""
+    jaxpr = jax.make_jaxpr(function)(trajectory).jaxpr
+    read = {id(x) for equation in jaxpr.eqns for x in equation.invars}
+    read |= {id(x) for x in jaxpr.outvars}
+    return jax.tree.unflatten(
+        jax.tree.structure(trajectory), [id(x) in read for x in jaxpr.invars]
+    )
 
 
 def learning_signals(
@@ -75,10 +95,11 @@ def learning_signals(
     `inputs` are `[time, batch, n_in]`; `loss(trajectory, targets)` is called once, on the whole
     sequence.
     """
-    _, _, derivatives = differentiate_loss(loss, network(inputs), targets, has_aux=False)
-    return LearningSignals(
-        feedback.learning_signal(network.w_out, derivatives.outputs), derivatives.spikes
-    )
+    trajectory = network(inputs)
+    _, _, derivatives = differentiate_loss(loss, trajectory, targets, has_aux=False)
+    readout = feedback.learning_signal(network.w_out, derivatives.outputs)
+    direct = derivatives.spikes
+    return LearningSignals(readout, jnp.zeros_like(readout) if direct is None else direct)
 
 
 def total_derivative(
@@ -91,12 +112,13 @@ def total_derivative(
     that its cell keeps (the threshold adaptation) is in the trace, and so not in here.
     """
     inputs = network.check_inputs(inputs)
-    start, current = network.init(inputs.shape[1]), network.input_current(inputs)
+    start = network.init(inputs.shape[1])
 
     def perturbed(perturbation):
         _, trajectory = network.unroll(
-            start, current, stop_z_gradients=False, perturbation=perturbation
+            start, inputs, stop_z_gradients=False, perturbation=perturbation
         )
         return call_loss(loss, trajectory, targets, has_aux=False)[0]
 
-    return jax.grad(perturbed)(jnp.zeros_like(current))
+    shape = (*inputs.shape[:2], network.cell.n)
+    return jax.grad(perturbed)(jnp.zeros(shape, network.w_in.dtype))

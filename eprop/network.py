@@ -145,9 +145,7 @@ class Network(eqx.Module):
         """
         inputs = self.check_inputs(inputs)
         start = self.init(inputs.shape[1])
-        _, trajectory = self.unroll(
-            start, self.input_current(inputs), stop_z_gradients=stop_z_gradients
-        )
+        _, trajectory = self.unroll(start, inputs, stop_z_gradients=stop_z_gradients)
         return trajectory
 
     def check_inputs(self, inputs: ArrayLike) -> Array:
@@ -168,27 +166,22 @@ class Network(eqx.Module):
             state, jnp.zeros((batch, self.cell.n), dtype), jnp.zeros((batch, self.n_out), dtype)
         )
 
-    def input_current(
-        self, inputs: Shaped[Array, "time batch n_in"]
-    ) -> Float[Array, "time batch n_rec"]:
-        """x_t W_in of all steps at once."""
-        return inputs.astype(self.w_in.dtype) @ self.w_in
-
     def unroll(
         self,
         start: NetworkState,
-        input_current: Float[Array, "time batch n_rec"],
+        inputs: Shaped[Array, "time batch n_in"],
         *,
         stop_z_gradients: bool,
         perturbation: Float[Array, "time batch n_rec"] | None = None,
     ) -> tuple[NetworkState, Trajectory]:
-        """Continue from `start` under the input currents x_t W_in.
+        """Continue from `start` under `inputs` (see `check_inputs`).
 
         `perturbation` is added to each z_t as the network sees it: the derivative with respect
         to it, at zero, is the total derivative dE/dz_t. Returns the state after the last step,
         and what happened.
         """
         w_rec = without_autapses(self.w_rec)
+        input_current = inputs.astype(self.w_in.dtype) @ self.w_in
 
         def step(carry, now):
             state, z_tm1 = carry
@@ -241,13 +234,27 @@ def leaky_filter(
     *,
     reverse: bool = False,
 ) -> Float[Array, "time *shape"]:
-    """f_t = decay f_{t-1} + drive_t from f_0 = `start`; from the last step back if `reverse`."""
+    """f_t = decay f_{t-1} + drive_t from f_0 = `start`; from the last step back if `reverse`.
 
-    def step(f_tm1, drive_t):
-        f_t = decay * f_tm1 + drive_t
-        return f_t, f_t
+    A block of steps is one product with the filter's response: a loop over single steps of so
+    little work would take longer than the network itself.
+    """
 
-    return jax.lax.scan(step, start, drive, reverse=reverse)[1]
+    if reverse:
+        return leaky_filter(drive[::-1], decay, start)[::-1]
+    n_steps = len(drive)
+    length = min(n_steps, 64)
+    filled = jnp.pad(drive, [(0, -n_steps % length)] + [(0, 0)] * (drive.ndim - 1))
+    ages = np.arange(length)[:, None] - np.arange(length)
+    response = jnp.asarray(np.where(ages < 0, 0, decay ** np.maximum(ages, 0)), drive.dtype)
+    fading = jnp.asarray(decay ** np.arange(1, length + 1), drive.dtype)
+
+    def block(f_tm1, drive):
+        f = jnp.tensordot(response, drive, 1) + jnp.multiply.outer(fading, f_tm1)
+        return f[-1], f
+
+    _, f = jax.lax.scan(block, start, filled.reshape(-1, length, *drive.shape[1:]))
+    return f.reshape(-1, *drive.shape[1:])[:n_steps]
 
 
 def _weight(

@@ -25,6 +25,18 @@ class Gradients(NamedTuple):
     """As the trainable part of the cell."""
 
 
+def zero_gradients(network: Network, trainable_cell: Any = None) -> Gradients:
+    """Where a sum of gradients begins. No part of the cell is trainable if none is given."""
+    if trainable_cell is None:
+        trainable_cell = jax.tree.map(lambda _: None, network.cell)
+    return Gradients(
+        Presynaptic(jnp.zeros_like(network.w_in), jnp.zeros_like(network.w_rec)),
+        jnp.zeros_like(network.w_out),
+        jnp.zeros_like(network.w_out[0]),
+        jax.tree.map(jnp.zeros_like, trainable_cell),
+    )
+
+
 def recursion(
     loss: Loss,
     feedback: AbstractFeedback,
@@ -36,14 +48,13 @@ def recursion(
 ) -> tuple[Carry, Any, Any, Gradients]:
     """One step: `inputs` `[1, batch, n_in]`, `targets` likewise. Returns also value and aux."""
     kappa, gain = network.kappa, network.readout_gain
-    input_current = network.input_current(inputs)
     z_tm1 = carry.network.spikes
     pre = network.presynaptic(inputs, z_tm1, z_tm1[None])
-    state, trajectory = network.unroll(carry.network, input_current, stop_z_gradients=True)
+    state, trajectory = network.unroll(carry.network, inputs, stop_z_gradients=True)
     value, aux, derivatives = differentiate_loss(loss, trajectory, targets, has_aux)
     derivatives = jax.tree.map(lambda x: x[0], derivatives)
 
-    current = input_current[0] + z_tm1 @ without_autapses(network.w_rec)
+    current = pre.w_in[0] @ network.w_in + z_tm1 @ without_autapses(network.w_rec)
     jacobians = network.cell.jacobians(carry.network.cell, current)
     signal = feedback.learning_signal(network.w_out, derivatives.outputs)
     traces, gradients = [], []
@@ -64,7 +75,7 @@ def recursion(
             Presynaptic(w_in, without_autapses(w_rec)),
             w_out=readout.spikes.T @ derivatives.outputs,
             readout_bias=readout.bias * derivatives.outputs.sum(0),
-            cell=jax.tree.map(lambda _: None, network.cell),
+            cell=zero_gradients(network).cell,
         ),
     )
 
@@ -74,9 +85,8 @@ def _product(
 ) -> Float[Array, "n_pre n_post"]:
     """Learning signals times traces: L ē + (∂E/∂z) e + (∂E/∂s) · ε, summed over the batch."""
     gradient = jnp.einsum("bj,bij->ij", signal, traces.filtered)
-    gradient += jnp.einsum("bj,bij->ij", derivatives.spikes, trace)
-    for direct, vector in zip(
-        jax.tree.leaves(derivatives.states), traces.vectors, strict=True
-    ):
-        gradient += jnp.einsum("bj,bij->ij", direct, vector)
+    if derivatives.spikes is not None:
+        gradient += jnp.einsum("bj,bij->ij", derivatives.spikes, trace)
+    if derivatives.states is not None:
+        gradient += jnp.einsum("kbj,kbij->ij", jnp.stack(derivatives.states), traces.vectors)
     return gradient

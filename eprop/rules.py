@@ -12,10 +12,10 @@ from jaxtyping import Array, ArrayLike
 from . import checks
 from .feedback import AbstractFeedback, SymmetricFeedback
 from .learning_signals import Loss, call_loss
-from .network import Network, Presynaptic
-from .recursion import Gradients, recursion
+from .network import Network
+from .recursion import Gradients, recursion, zero_gradients
 from .traces import init_carry
-from .windowed import window_gradients
+from .windowed import sequence_gradients, window_gradients
 
 
 class AbstractRule(eqx.Module):
@@ -91,8 +91,8 @@ class EProp(AbstractRule):
         network = eqx.combine(trainable, frozen)
         inputs = network.check_inputs(inputs)
         if self.window is None or self.window >= inputs.shape[0]:
-            _, value, aux, gradients = window_gradients(
-                loss, self.feedback, network, trainable.cell, None, inputs, targets, has_aux
+            value, aux, gradients = sequence_gradients(
+                loss, self.feedback, network, trainable.cell, inputs, targets, has_aux
             )
         else:
             _refuse_cell_parameters(trainable, self.window)
@@ -103,28 +103,19 @@ class EProp(AbstractRule):
         return value, aux, _as_network(trainable, gradients)
 
     def _by_windows(self, loss, network, inputs, targets, has_aux, window):
+        evaluate = recursion if window == 1 else window_gradients
+
         def step(state, now):
             carry, total = state
-            if window == 1:
-                result = recursion(loss, self.feedback, network, carry, *now, has_aux)
-            else:
-                result = window_gradients(
-                    loss, self.feedback, network, no_cell, carry, *now, has_aux
-                )
-            carry, value, aux, gradients = result
+            carry, value, aux, gradients = evaluate(
+                loss, self.feedback, network, carry, *now, has_aux
+            )
             return (carry, jax.tree.map(jnp.add, total, gradients)), (value, aux)
 
         n_whole = inputs.shape[0] // window * window
         whole, rest = _cut(jax.tree.map(jnp.asarray, (inputs, targets)), n_whole)
         windows = jax.tree.map(lambda x: x.reshape(-1, window, *x.shape[1:]), whole)
-        no_cell = jax.tree.map(lambda _: None, network.cell)
-        nothing = Gradients(
-            Presynaptic(jnp.zeros_like(network.w_in), jnp.zeros_like(network.w_rec)),
-            jnp.zeros_like(network.w_out),
-            jnp.zeros_like(network.w_out[0]),
-            no_cell,
-        )
-        state = (init_carry(network, inputs.shape[1]), nothing)
+        state = (init_carry(network, inputs.shape[1]), zero_gradients(network))
         state, (values, aux) = jax.lax.scan(step, state, windows)
         value = values.sum()
         if n_whole < inputs.shape[0]:

@@ -98,11 +98,11 @@ def eligibility_traces(network: Network, inputs: ArrayLike) -> Presynaptic:
     The autapses' entries are zero.
     """
     inputs = network.check_inputs(inputs)
-    carry, input_current = init_carry(network, inputs.shape[1]), network.input_current(inputs)
+    carry = init_carry(network, inputs.shape[1])
     start = carry.network
-    _, trajectory = network.unroll(start, input_current, stop_z_gradients=True)
+    _, trajectory = network.unroll(start, inputs, stop_z_gradients=True)
     pre = network.presynaptic(inputs, start.spikes, trajectory.spikes)
-    current = input_current + pre.w_rec @ without_autapses(network.w_rec)
+    current = pre.w_in @ network.w_in + pre.w_rec @ without_autapses(network.w_rec)
     states_tm1 = jax.tree.map(
         lambda first, rest: jnp.concatenate([first[None], rest[:-1]]),
         start.cell,

@@ -6,88 +6,220 @@ learning signals ℓ_t on their spikes into r_t = dE/dI_t, and the gradient of a
 one matrix product, Σ_t pre_tᵀ r_t. What came before the window enters by the carried eligibility
 vectors, and what leaves it is the same reverse scan of unit vectors. The proof that this is the
 recursion's number is in the documentation, under "Derivation".
+
+Memory, not arithmetic, sets the time. So a long window is worked through in blocks of steps that
+fit into the processor's cache: the forward pass keeps the spikes, one byte each, and the state at
+the start of each block. With the spikes known, the reverse pass runs the neurons of a block again
+from there, all their input currents in one matrix product.
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .cells import hidden_variables
 from .feedback import AbstractFeedback
-from .learning_signals import Loss, differentiate_loss
-from .network import Network, NetworkState, Presynaptic, leaky_filter, without_autapses
-from .recursion import Gradients
+from .learning_signals import Loss, LossDerivatives, differentiate_loss
+from .network import Network, NetworkState, Presynaptic, Trajectory, leaky_filter, without_autapses
+from .recursion import Gradients, zero_gradients
 from .traces import Carry, ReadoutTraces, TraceState
+
+BLOCK_BYTES = 2**21
+"""About how large a float array over the steps of a block, the batch and the neurons may be."""
+
+
+class Block(NamedTuple):
+    """What the forward pass keeps of some steps."""
+
+    start: NetworkState
+    inputs: Array
+    spikes: Array
+
+
+def sequence_gradients(
+    loss: Loss,
+    feedback: AbstractFeedback,
+    network: Network,
+    trainable_cell: Any,
+    inputs: Array,
+    targets: Any,
+    has_aux: bool,
+) -> tuple[Any, Any, Gradients]:
+    """A whole sequence `[time, batch, n_in]` as one window: `(value, aux, gradients)`.
+
+    `trainable_cell` is the part of the cell to differentiate by, as from `equinox.filter`.
+    """
+    n_steps, batch = inputs.shape[:2]
+    start = network.init(batch)
+    step_bytes = batch * network.cell.n * start.spikes.dtype.itemsize
+    length = math.ceil(n_steps / math.ceil(n_steps * step_bytes / BLOCK_BYTES))
+
+    def forward(state, inputs):
+        end, trajectory = network.unroll(state, inputs, stop_z_gradients=True)
+        spikes = trajectory.spikes > 0 if network.cell.spiking else trajectory.spikes
+        return end, (Block(state, inputs, spikes), trajectory._replace(spikes=spikes))
+
+    # The last block may run over the end; what it does there has no influence on the loss.
+    _, (blocks, trajectory) = jax.lax.scan(forward, start, _in_blocks(inputs, length))
+    trajectory = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n_steps], trajectory)
+    value, aux, signals = _signals(loss, network, trajectory, targets, has_aux)
+
+    def reverse(later, now):
+        d_end, total = later
+        d_start, gradients, *_ = _block_gradients(feedback, network, trainable_cell, *now, d_end)
+        return (d_start, jax.tree.map(jnp.add, total, gradients)), None
+
+    later = (_zeros_like(hidden_variables(start.cell)), zero_gradients(network, trainable_cell))
+    signals = jax.tree.map(lambda x: _in_blocks(x, length), signals)
+    (d_start, gradients), _ = jax.lax.scan(reverse, later, (blocks, signals), reverse=True)
+
+    _, rest = jax.vjp(lambda cell: _start(network, cell, batch), trainable_cell)
+    (d_cell,) = rest(d_start)
+    d_cell = jax.tree.map(jnp.add, gradients.cell, d_cell)
+    return value, aux, gradients._replace(cell=d_cell)
 
 
 def window_gradients(
     loss: Loss,
     feedback: AbstractFeedback,
     network: Network,
-    trainable_cell: Any,
-    carry: Carry | None,
+    carry: Carry,
     inputs: Array,
     targets: Any,
     has_aux: bool,
-) -> tuple[Carry | None, Any, Any, Gradients]:
-    """`inputs` `[K, batch, n_in]`; `carry` is `None` for a sequence that is a single window.
+) -> tuple[Carry, Any, Any, Gradients]:
+    """One window `[K, batch, n_in]` of a longer sequence.
 
-    `trainable_cell` is the part of the cell to differentiate by, as from `equinox.filter`.
-    Returns the carry after the window (`None` if there was none), the loss's value and aux, and
-    the window's share of the gradient.
+    Returns the carry after it, the loss's value and aux, and the window's share of the gradient.
     """
-    kappa, gain = network.kappa, network.readout_gain
-    start = network.init(inputs.shape[1]) if carry is None else carry.network
-    hidden, rest = eqx.partition(start.cell, eqx.is_inexact_array)
-
-    def neurons(trainable_cell, hidden, input_current):
-        cell = eqx.combine(trainable_cell, network.cell)
-        begin = NetworkState(eqx.combine(hidden, rest), start.spikes, start.outputs)
-        separate = eqx.tree_at(lambda net: net.cell, network, cell)
-        end, trajectory = separate.unroll(begin, input_current, stop_z_gradients=True)
-        floats = eqx.filter((trajectory.states, end.cell), eqx.is_inexact_array)
-        return (trajectory.spikes, *floats), (end, trajectory)
-
-    (spikes, _, last), pullback, (end, trajectory) = jax.vjp(
-        neurons, trainable_cell, hidden, network.input_current(inputs), has_aux=True
+    end, trajectory = network.unroll(carry.network, inputs, stop_z_gradients=True)
+    value, aux, signals = _signals(loss, network, trajectory, targets, has_aux)
+    block = Block(carry.network, inputs, trajectory.spikes)
+    nothing = _zeros_like(hidden_variables(end.cell))
+    d_start, here, pullback, pre = _block_gradients(
+        feedback, network, zero_gradients(network).cell, block, signals, nothing
     )
-    value, aux, derivatives = differentiate_loss(loss, trajectory, targets, has_aux)
 
-    # The error of y_t' reaches z_t through the readout's leak: Σ_t' κ^(t'-t) ∂E/∂y_t'.
-    error = leaky_filter(
-        derivatives.outputs, kappa, jnp.zeros_like(start.outputs), reverse=True
-    )
-    signal = gain * feedback.learning_signal(network.w_out, error) + derivatives.spikes
-    nothing = jax.tree.map(jnp.zeros_like, last)
-    d_cell, d_hidden, d_current = pullback((signal, derivatives.states, nothing))
-
-    pre = network.presynaptic(inputs, start.spikes, trajectory.spikes)
+    # What came before the window enters by what the carry knows of it.
+    error = network.kappa * signals.outputs[0]
+    d_filtered = feedback.learning_signal(network.w_out, error)
+    w_in, w_rec = (_from_before(d_start, d_filtered, traces) for traces in carry.synapses)
+    before = Presynaptic(w_in, without_autapses(w_rec))
     gradients = Gradients(
-        jax.tree.map(lambda pre: _outer(pre, d_current), pre),
-        w_out=gain * _outer(spikes, error),
-        readout_bias=error.sum((0, 1)),
-        cell=d_cell,
+        jax.tree.map(jnp.add, here.synapses, before),
+        here.w_out + carry.readout.spikes.T @ error,
+        here.readout_bias + carry.readout.bias * error.sum(0),
+        here.cell,
     )
-    if carry is not None:
-        # ... and from before the window, by what the carry knows of it.
-        into = feedback.learning_signal(network.w_out, kappa * error[0])
-        gradients = Gradients(
-            Presynaptic(
-                *(
-                    gradient + _from_before(jax.tree.leaves(d_hidden), into, traces)
-                    for gradient, traces in zip(gradients.synapses, carry.synapses, strict=True)
-                )
-            ),
-            gradients.w_out + carry.readout.spikes.T @ (kappa * error[0]),
-            gradients.readout_bias + carry.readout.bias * kappa * error[0].sum(0),
-            d_cell,
-        )
-        carry = _advance(network, carry, end, pullback, pre, trajectory)
-    w_in, w_rec = gradients.synapses
-    synapses = Presynaptic(w_in, without_autapses(w_rec))
-    return carry, value, aux, gradients._replace(synapses=synapses)
+    d_spikes = jnp.zeros_like(trajectory.spikes)
+    d_states = _zeros_like(signals.states)
+    rows = [(d_spikes, d_states, unit) for unit in _units(nothing)]
+    fading = _fading(network, trajectory.spikes)
+    rows.append((d_spikes + fading[:, None, None], d_states, nothing))
+    _, through, arrived = jax.vmap(pullback)(jax.tree.map(lambda *x: jnp.stack(x), *rows))
+    through = jnp.stack(through, axis=1)
+
+    def advance(traces: TraceState, pre: Array) -> TraceState:
+        new = jnp.einsum("klbj,lbij->kbij", through, traces.vectors)
+        new = new + jnp.einsum("tbi,ktbj->kbij", pre, arrived)
+        faded = network.kappa ** len(inputs) * traces.filtered
+        return TraceState(vectors=new[:-1], filtered=faded + new[-1])
+
+    synapses = [advance(*pair) for pair in zip(carry.synapses, pre, strict=True)]
+    faded = jax.tree.map(lambda x: network.kappa ** len(inputs) * x, carry.readout)
+    readout = ReadoutTraces(
+        faded.spikes + jnp.tensordot(fading, trajectory.spikes, 1),
+        faded.bias + fading.sum() / network.readout_gain,
+    )
+    return Carry(end, Presynaptic(*synapses), readout), value, aux, gradients
+
+
+def _signals(
+    loss: Loss, network: Network, trajectory: Trajectory, targets: Any, has_aux: bool
+) -> tuple[Any, Any, LossDerivatives]:
+    """`(value, aux, derivatives)`, the error of the outputs led back through the readout's leak.
+
+    What enters the readout at t is in y_t' of every later t', by κ^(t'-t).
+    """
+    spikes = trajectory.spikes.astype(trajectory.outputs.dtype)
+    value, aux, derivatives = differentiate_loss(
+        loss, trajectory._replace(spikes=spikes), targets, has_aux
+    )
+    nothing = jnp.zeros_like(derivatives.outputs[0])
+    error = leaky_filter(derivatives.outputs, network.kappa, nothing, reverse=True)
+    return value, aux, derivatives._replace(outputs=error)
+
+
+def _block_gradients(
+    feedback: AbstractFeedback,
+    network: Network,
+    trainable_cell: Any,
+    block: Block,
+    signals: LossDerivatives,
+    d_end: list[Array],
+) -> tuple[list[Array], Gradients, Any, Presynaptic]:
+    """The gradient from one block, given λ after it.
+
+    Returns λ before it, the gradient, and how other cotangents on what its neurons did (spikes,
+    states, last state) pull back to the cell's parameters, the first state and the currents.
+    """
+    spikes = block.spikes.astype(network.w_in.dtype)
+    pre = network.presynaptic(block.inputs, block.start.spikes, spikes)
+    current = pre.w_in @ network.w_in + pre.w_rec @ without_autapses(network.w_rec)
+    hidden, counters = eqx.partition(block.start.cell, eqx.is_inexact_array)
+    structure = jax.tree.structure(hidden)
+
+    def neurons(trainable_cell, hidden, current):
+        cell = eqx.combine(trainable_cell, network.cell)
+
+        def step(state, now):
+            state = cell.step(state, *now)
+            seen = None if signals.states is None else hidden_variables(state)
+            return state, (cell.output(state), seen)
+
+        start = eqx.combine(structure.unflatten(hidden), counters)
+        last, (spikes, states) = jax.lax.scan(step, start, (current, pre.w_rec))
+        return spikes, states, hidden_variables(last)
+
+    _, vjp = jax.vjp(neurons, trainable_cell, jax.tree.leaves(hidden), current)
+
+    def pullback(cotangents):
+        return vjp(cotangents)
+
+    signal = network.readout_gain * feedback.learning_signal(network.w_out, signals.outputs)
+    if signals.spikes is not None:
+        signal = signal + signals.spikes
+    d_cell, d_start, d_current = pullback((signal, signals.states, d_end))
+    gradients = Gradients(
+        Presynaptic(
+            _outer(pre.w_in, d_current), without_autapses(_outer(pre.w_rec, d_current))
+        ),
+        network.readout_gain * _outer(spikes, signals.outputs),
+        signals.outputs.sum((0, 1)),
+        d_cell,
+    )
+    return d_start, gradients, pullback, pre
+
+
+def _start(network: Network, cell: Any, batch: int) -> list[Array]:
+    network = eqx.tree_at(lambda net: net.cell, network, eqx.combine(cell, network.cell))
+    return hidden_variables(network.init(batch).cell)
+
+
+def _in_blocks(x: Array, length: int) -> Array:
+    """`[time, ...]` as `[blocks, length, ...]`, with zeros at the end to fill the last."""
+    missing = -x.shape[0] % length
+    if missing:
+        x = jnp.concatenate([x, jnp.zeros((missing, *x.shape[1:]), x.dtype)])
+    return x.reshape(-1, length, *x.shape[1:])
+
+
+def _zeros_like(tree: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, tree)
 
 
 def _outer(pre: Float[Array, "time batch i"], post: Float[Array, "time batch j"]) -> Array:
@@ -102,36 +234,11 @@ def _from_before(
     return gradient + jnp.einsum("kbj,kbij->ij", jnp.stack(d_hidden), traces.vectors)
 
 
-def _advance(
-    network: Network, carry: Carry, end: NetworkState, pullback: Any, pre: Presynaptic, trajectory
-) -> Carry:
-    """The carry after the window: the reverse scan of unit vectors, and a product each."""
-    spikes = trajectory.spikes
-    n_steps = spikes.shape[0]
-    decays = network.kappa ** jnp.arange(n_steps - 1, -1, -1, dtype=spikes.dtype)
-    weights = jnp.broadcast_to(network.readout_gain * decays[:, None, None], spikes.shape)
-    floats = eqx.filter((trajectory.states, end.cell), eqx.is_inexact_array)
-    states, last = jax.tree.map(jnp.zeros_like, floats)
-    leaves, structure = jax.tree.flatten(last)
+def _units(like: list[Array]) -> list[list[Array]]:
+    return [[x + float(i == k) for i, x in enumerate(like)] for k in range(len(like))]
 
-    def unit(k):
-        return structure.unflatten([x + (i == k) for i, x in enumerate(leaves)])
 
-    rows = [(jnp.zeros_like(spikes), states, unit(k)) for k in range(len(leaves))]
-    rows.append((weights, states, last))
-    _, through, arrived = jax.vmap(pullback)(jax.tree.map(lambda *x: jnp.stack(x), *rows))
-    through = jnp.stack(jax.tree.leaves(through), axis=1)  # [d + 1, d, batch, n]
-
-    def advance(traces: TraceState, pre: Array) -> TraceState:
-        new = jnp.einsum("klbj,lbij->kbij", through, traces.vectors)
-        new = new + jnp.einsum("tbi,ktbj->kbij", pre, arrived)
-        faded = network.kappa**n_steps * traces.filtered
-        return TraceState(vectors=new[:-1], filtered=faded + new[-1])
-
-    synapses = [advance(*pair) for pair in zip(carry.synapses, pre, strict=True)]
-    readout = ReadoutTraces(
-        network.kappa**n_steps * carry.readout.spikes
-        + network.readout_gain * jnp.tensordot(decays, spikes, 1),
-        network.kappa**n_steps * carry.readout.bias + decays.sum(),
-    )
-    return Carry(end, Presynaptic(*synapses), readout)
+def _fading(network: Network, spikes: Array) -> Float[Array, " time"]:
+    """By how much the spikes of each step are in the readout after the last."""
+    ages = jnp.arange(len(spikes) - 1, -1, -1, dtype=spikes.dtype)
+    return network.readout_gain * network.kappa**ages

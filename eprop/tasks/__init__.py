@@ -1,0 +1,10 @@
+"""The paper's tasks, as pure functions of a key: spikes in, what the network should answer out.
+
+Each task is a frozen dataclass of its parameters (times in ms, rates in Hz). Its defaults are the
+reference implementation's. `sample` works under `jax.jit` and `jax.vmap`; `plot` shows one example.
+"""
+
+from .evidence_accumulation import EvidenceAccumulation, Trials
+from .pattern_generation import PatternGeneration, Patterns
+
+__all__ = ["EvidenceAccumulation", "PatternGeneration", "Patterns", "Trials"]
