@@ -226,7 +226,7 @@ class ALIF(AbstractCell):
         dt: float = 1.0,
         scale_current: bool = False,
         tau_a: Any = 2000.0,
-        beta: Any = 1.7,
+        beta: Any = 0.0174,
         surrogate: AbstractSurrogate = Triangular(),  # noqa: B008 (immutable)
     ):
         """**Arguments** (as for `LIF`, and):

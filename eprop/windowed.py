@@ -28,7 +28,7 @@ from .network import Network, NetworkState, Presynaptic, Trajectory, leaky_filte
 from .recursion import Gradients, zero_gradients
 from .traces import Carry, ReadoutTraces, TraceState
 
-BLOCK_BYTES = 2**21
+BLOCK_BYTES = 2**20
 """About how large a float array over the steps of a block, the batch and the neurons may be."""
 
 

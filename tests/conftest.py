@@ -1,0 +1,18 @@
+"""Stricter than a user's session: types are checked, and nothing is promoted silently."""
+
+import jax
+import matplotlib
+from jaxtyping import install_import_hook
+
+# Shape and dtype annotations of the engine become assertions; this must come before its import.
+# An int may stand for a float, as everywhere in Python's typing.
+install_import_hook(
+    "eprop", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+
+# The tests compare to rounding, so float64; a test of float32 says so by `jax.enable_x64(False)`.
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+matplotlib.use("Agg")
