@@ -290,5 +290,4 @@ def _count_down(cell: LIF | ALIF, refractory: Array, z_tm1: Array) -> Array:
 
 def _spike(cell: LIF | ALIF, v: Array, shift: Array | float, refractory: Array) -> Array:
     v_th = _like(cell.v_th, v)
-    z = cell.surrogate.spike((v - v_th - shift) / v_th)
-    return jnp.where(refractory > 0, jnp.zeros_like(z), z)
+    return cell.surrogate.spike((v - v_th - shift) / v_th, silent=refractory > 0)

@@ -115,10 +115,8 @@ def total_derivative(
     start = network.init(inputs.shape[1])
 
     def perturbed(perturbation):
-        _, trajectory = network.unroll(
-            start, inputs, stop_z_gradients=False, perturbation=perturbation
-        )
-        return call_loss(loss, trajectory, targets, has_aux=False)[0]
+        run = network.unroll(start, inputs, stop_z_gradients=False, perturbation=perturbation)
+        return call_loss(loss, run.trajectory, targets, has_aux=False)[0]
 
     shape = (*inputs.shape[:2], network.cell.n)
     return jax.grad(perturbed)(jnp.zeros(shape, network.w_in.dtype))

@@ -72,11 +72,35 @@ def firing_rate_penalty(
 
     **Arguments:** `target_rate`: f* in Hz, one or one per neuron; `dt`: time step in ms.
 
-    The rate is a mean over the sequence, which is no sum over time once squared: in a window at a
-    time use `running_rate_penalty`. Source: the reference implementation ("simple").
+    The rates are those of the steps at hand, a window's if the loss sees a window at a time.
+    Source: the reference implementation, `reg_type` "simple".
     """
     rates = spikes.mean((0, 1)) / dt
-    return jnp.sum(jnp.square(rates - jnp.asarray(target_rate, spikes.dtype) / 1000))
+    return _rate_error(rates, target_rate)
+
+
+def running_rate_penalty(
+    spikes: Float[Array, "time batch n_rec"], target_rate: ArrayLike | Parameter, *, dt: float
+) -> Float[Array, ""]:
+    """Mean over time of Σ_j (f_j,t - f*)² in (spikes/ms)², with f_j,t the rate up to step t.
+
+    As `firing_rate_penalty`, but of the average that a neuron could keep while it runs: over the
+    batch and the steps so far. Source: after the reference implementation's `reg_type` "online",
+    which lays the examples of a batch end to end.
+    """
+    steps = jnp.arange(1, len(spikes) + 1, dtype=spikes.dtype)
+    rates = jnp.cumsum(spikes.mean(1), axis=0) / (steps[:, None] * dt)
+    return _rate_error(rates, target_rate) / len(spikes)
+
+
+def _rate_error(rates: Float[Array, "*time n_rec"], target_rate: ArrayLike | Parameter) -> Array:
+    target = jnp.asarray(target_rate, rates.dtype) / 1000
+    if target.shape not in ((), rates.shape[-1:]):
+        raise ValueError(
+            f"target_rate has shape {target.shape}: give one number in Hz, or one for each of the "
+            f"{rates.shape[-1]} neurons"
+        )
+    return jnp.sum(jnp.square(rates - jnp.broadcast_to(target, rates.shape)))
 
 
 def voltage_penalty(

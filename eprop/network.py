@@ -41,6 +41,15 @@ class NetworkState(NamedTuple):
     """y_t."""
 
 
+class Unrolled(NamedTuple):
+    """A stretch of a network's run."""
+
+    end: NetworkState
+    trajectory: Trajectory
+    currents: Float[Array, "time batch n_rec"]
+    """I_t."""
+
+
 class Presynaptic(NamedTuple):
     """The activity that drives each weight matrix, or another quantity per weight matrix."""
 
@@ -145,8 +154,7 @@ class Network(eqx.Module):
         """
         inputs = self.check_inputs(inputs)
         start = self.init(inputs.shape[1])
-        _, trajectory = self.unroll(start, inputs, stop_z_gradients=stop_z_gradients)
-        return trajectory
+        return self.unroll(start, inputs, stop_z_gradients=stop_z_gradients).trajectory
 
     def check_inputs(self, inputs: ArrayLike) -> Array:
         """`inputs` as an array; an error that says what to write instead if they don't fit."""
@@ -173,12 +181,11 @@ class Network(eqx.Module):
         *,
         stop_z_gradients: bool,
         perturbation: Float[Array, "time batch n_rec"] | None = None,
-    ) -> tuple[NetworkState, Trajectory]:
+    ) -> Unrolled:
         """Continue from `start` under `inputs` (see `check_inputs`).
 
         `perturbation` is added to each z_t as the network sees it: the derivative with respect
-        to it, at zero, is the total derivative dE/dz_t. Returns the state after the last step,
-        and what happened.
+        to it, at zero, is the total derivative dE/dz_t.
         """
         w_rec = without_autapses(self.w_rec)
         input_current = inputs.astype(self.w_in.dtype) @ self.w_in
@@ -188,16 +195,18 @@ class Network(eqx.Module):
             current, shift = now
             if stop_z_gradients:
                 z_tm1 = jax.lax.stop_gradient(z_tm1)
-            state = self.cell.step(state, current + z_tm1 @ w_rec, z_tm1)
+            current = current + z_tm1 @ w_rec
+            state = self.cell.step(state, current, z_tm1)
             z = self.cell.output(state)
             z = z if shift is None else z + shift
-            return (state, z), (z, state)
+            return (state, z), (z, state, current)
 
-        (state, z), (spikes, states) = jax.lax.scan(
+        (state, z), (spikes, states, currents) = jax.lax.scan(
             step, (start.cell, start.spikes), (input_current, perturbation)
         )
         outputs = self.readout(spikes, start.outputs)
-        return NetworkState(state, z, outputs[-1]), Trajectory(outputs, spikes, states)
+        end = NetworkState(state, z, outputs[-1])
+        return Unrolled(end, Trajectory(outputs, spikes, states), currents)
 
     def readout(
         self, spikes: Float[Array, "time batch n_rec"], start: Float[Array, "batch n_out"]

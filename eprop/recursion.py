@@ -50,12 +50,11 @@ def recursion(
     kappa, gain = network.kappa, network.readout_gain
     z_tm1 = carry.network.spikes
     pre = network.presynaptic(inputs, z_tm1, z_tm1[None])
-    state, trajectory = network.unroll(carry.network, inputs, stop_z_gradients=True)
+    state, trajectory, currents = network.unroll(carry.network, inputs, stop_z_gradients=True)
     value, aux, derivatives = differentiate_loss(loss, trajectory, targets, has_aux)
     derivatives = jax.tree.map(lambda x: x[0], derivatives)
 
-    current = pre.w_in[0] @ network.w_in + z_tm1 @ without_autapses(network.w_rec)
-    jacobians = network.cell.jacobians(carry.network.cell, current)
+    jacobians = network.cell.jacobians(carry.network.cell, currents[0])
     signal = feedback.learning_signal(network.w_out, derivatives.outputs)
     traces, gradients = [], []
     for old, pre_of_weight in zip(carry.synapses, pre, strict=True):

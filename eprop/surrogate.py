@@ -12,7 +12,7 @@ from abc import abstractmethod
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 class AbstractSurrogate(eqx.Module):
@@ -22,21 +22,30 @@ class AbstractSurrogate(eqx.Module):
     def pseudo_derivative(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """h(x), for x the distance from threshold in units of the threshold (dimensionless)."""
 
-    def spike(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """1 where x > 0, else 0, in x's dtype; its derivative is `pseudo_derivative`."""
-        return _step_function(x, jax.lax.stop_gradient(self.pseudo_derivative(x)))
+    def spike(
+        self, x: Float[Array, "*shape"], silent: Bool[Array, "*shape"] | None = None
+    ) -> Float[Array, "*shape"]:
+        """1 where x > 0, else 0, in x's dtype; its derivative is `pseudo_derivative`.
+
+        Where `silent` there is neither a spike nor a pseudo-derivative: a refractory neuron.
+        """
+        slope = self.pseudo_derivative(x)
+        if silent is None:
+            return _step_function(x, x > 0, slope)
+        return _step_function(x, (x > 0) & ~silent, jnp.where(silent, jnp.zeros_like(x), slope))
 
 
 @jax.custom_jvp
-def _step_function(x: Array, slope: Array) -> Array:
+def _step_function(x: Array, above: Array, slope: Array) -> Array:
+    """`above` as a number; with respect to x its derivative is said to be `slope`."""
     del slope
-    return (x > 0).astype(x.dtype)
+    return above.astype(x.dtype)
 
 
 @_step_function.defjvp
 def _step_function_jvp(primals, tangents):
-    x, slope = primals
-    return _step_function(x, slope), slope * tangents[0]
+    _, _, slope = primals
+    return _step_function(*primals), slope * tangents[0]
 
 
 def _positive(name: str, value: float) -> float:

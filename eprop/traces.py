@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from .cells import Jacobians, hidden_variables
-from .network import Network, NetworkState, Presynaptic, without_autapses
+from .network import Network, NetworkState, Presynaptic
 
 
 class TraceState(NamedTuple):
@@ -90,28 +90,33 @@ class EligibilityTraces(NamedTuple):
     """ē."""
 
 
-def eligibility_traces(network: Network, inputs: ArrayLike) -> Presynaptic:
-    """All `EligibilityTraces` of W_in and W_rec, for a look at them.
+def eligibility_traces(
+    network: Network, inputs: ArrayLike, post: ArrayLike | None = None
+) -> Presynaptic:
+    """The `EligibilityTraces` of W_in and W_rec, for a look at them.
 
-    `inputs` are `[time, batch, n_in]`. The result holds (d + 2) numbers per step, example and
-    synapse: fine for a figure, not for training, where nothing of this size is ever stored.
-    The autapses' entries are zero.
+    **Arguments:** `inputs`: `[time, batch, n_in]`; `post`: the postsynaptic neurons to follow, as
+    a vector of indices (all by default).
+
+    The result holds (d + 2) numbers per step, example and synapse: fine for a figure, not for
+    training, where nothing of this size is ever stored. The autapses' entries are zero.
     """
     inputs = network.check_inputs(inputs)
+    post = jnp.arange(network.cell.n) if post is None else jnp.asarray(post)
     carry = init_carry(network, inputs.shape[1])
     start = carry.network
-    _, trajectory = network.unroll(start, inputs, stop_z_gradients=True)
-    pre = network.presynaptic(inputs, start.spikes, trajectory.spikes)
-    current = pre.w_in @ network.w_in + pre.w_rec @ without_autapses(network.w_rec)
+    run = network.unroll(start, inputs, stop_z_gradients=True)
+    pre = network.presynaptic(inputs, start.spikes, run.trajectory.spikes)
     states_tm1 = jax.tree.map(
         lambda first, rest: jnp.concatenate([first[None], rest[:-1]]),
         start.cell,
-        trajectory.states,
+        run.trajectory.states,
     )
 
     def step(traces, now):
         pre_t, state_tm1, current_t = now
         jacobians = network.cell.jacobians(state_tm1, current_t)
+        jacobians = jax.tree.map(lambda x: x[..., post], jacobians)
         new, seen = [], []
         for state, pre_of_weight in zip(traces, pre_t, strict=True):
             state, trace = step_traces(
@@ -121,11 +126,13 @@ def eligibility_traces(network: Network, inputs: ArrayLike) -> Presynaptic:
             seen.append((list(state.vectors), trace, state.filtered))
         return Presynaptic(*new), Presynaptic(*seen)
 
-    _, seen = jax.lax.scan(step, carry.synapses, (pre, states_tm1, current))
+    synapses = jax.tree.map(lambda x: x[..., post], carry.synapses)
+    _, seen = jax.lax.scan(step, synapses, (pre, states_tm1, run.currents))
     structure = jax.tree.structure(eqx.filter(start.cell, eqx.is_inexact_array))
 
     def named(vectors, trace, filtered):
         return EligibilityTraces(structure.unflatten(vectors), trace, filtered)
 
-    w_rec = jax.tree.map(without_autapses, seen.w_rec)
+    autapse = jnp.arange(network.cell.n)[:, None] == post
+    w_rec = jax.tree.map(lambda x: jnp.where(autapse, jnp.zeros_like(x), x), seen.w_rec)
     return Presynaptic(w_in=named(*seen.w_in), w_rec=named(*w_rec))

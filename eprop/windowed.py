@@ -7,10 +7,10 @@ one matrix product, Σ_t pre_tᵀ r_t. What came before the window enters by the
 vectors, and what leaves it is the same reverse scan of unit vectors. The proof that this is the
 recursion's number is in the documentation, under "Derivation".
 
-Memory, not arithmetic, sets the time. So a long window is worked through in blocks of steps that
-fit into the processor's cache: the forward pass keeps the spikes, one byte each, and the state at
-the start of each block. With the spikes known, the reverse pass runs the neurons of a block again
-from there, all their input currents in one matrix product.
+Memory, not arithmetic, sets the time. So a long sequence is worked through in blocks of steps
+that fit into the processor's cache: the forward pass keeps the spikes, one byte each, and the
+state at the start of each block. With the spikes known, the reverse pass runs the neurons of a
+block again from there; their input currents are one matrix product, or kept where that is cheaper.
 """
 
 import math
@@ -31,6 +31,12 @@ from .traces import Carry, ReadoutTraces, TraceState
 BLOCK_BYTES = 2**20
 """About how large a float array over the steps of a block, the batch and the neurons may be."""
 
+KEPT_BYTES = 2**24
+"""Currents are kept if they are no larger than this (beyond, memory is fresh at each call) ..."""
+
+KEPT_INPUTS = 512
+"""... or if each is the sum of more inputs than this, so that adding them up again takes longer."""
+
 
 class Block(NamedTuple):
     """What the forward pass keeps of some steps."""
@@ -38,6 +44,8 @@ class Block(NamedTuple):
     start: NetworkState
     inputs: Array
     spikes: Array
+    currents: Array | None
+    """I_t; `None` to have them computed again."""
 
 
 def sequence_gradients(
@@ -57,11 +65,14 @@ def sequence_gradients(
     start = network.init(batch)
     step_bytes = batch * network.cell.n * start.spikes.dtype.itemsize
     length = math.ceil(n_steps / math.ceil(n_steps * step_bytes / BLOCK_BYTES))
+    n_inputs = network.n_in + network.cell.n
+    keep = n_steps * step_bytes <= KEPT_BYTES or n_inputs > KEPT_INPUTS
 
     def forward(state, inputs):
-        end, trajectory = network.unroll(state, inputs, stop_z_gradients=True)
+        end, trajectory, currents = network.unroll(state, inputs, stop_z_gradients=True)
         spikes = trajectory.spikes > 0 if network.cell.spiking else trajectory.spikes
-        return end, (Block(state, inputs, spikes), trajectory._replace(spikes=spikes))
+        block = Block(state, inputs, spikes, currents if keep else None)
+        return end, (block, trajectory._replace(spikes=spikes))
 
     # The last block may run over the end; what it does there has no influence on the loss.
     _, (blocks, trajectory) = jax.lax.scan(forward, start, _in_blocks(inputs, length))
@@ -96,9 +107,9 @@ def window_gradients(
 
     Returns the carry after it, the loss's value and aux, and the window's share of the gradient.
     """
-    end, trajectory = network.unroll(carry.network, inputs, stop_z_gradients=True)
+    end, trajectory, currents = network.unroll(carry.network, inputs, stop_z_gradients=True)
     value, aux, signals = _signals(loss, network, trajectory, targets, has_aux)
-    block = Block(carry.network, inputs, trajectory.spikes)
+    block = Block(carry.network, inputs, trajectory.spikes, currents)
     nothing = _zeros_like(hidden_variables(end.cell))
     d_start, here, pullback, pre = _block_gradients(
         feedback, network, zero_gradients(network).cell, block, signals, nothing
@@ -169,11 +180,13 @@ def _block_gradients(
     """
     spikes = block.spikes.astype(network.w_in.dtype)
     pre = network.presynaptic(block.inputs, block.start.spikes, spikes)
-    current = pre.w_in @ network.w_in + pre.w_rec @ without_autapses(network.w_rec)
+    currents = block.currents
+    if currents is None:
+        currents = pre.w_in @ network.w_in + pre.w_rec @ without_autapses(network.w_rec)
     hidden, counters = eqx.partition(block.start.cell, eqx.is_inexact_array)
     structure = jax.tree.structure(hidden)
 
-    def neurons(trainable_cell, hidden, current):
+    def neurons(trainable_cell, hidden, currents):
         cell = eqx.combine(trainable_cell, network.cell)
 
         def step(state, now):
@@ -182,14 +195,10 @@ def _block_gradients(
             return state, (cell.output(state), seen)
 
         start = eqx.combine(structure.unflatten(hidden), counters)
-        last, (spikes, states) = jax.lax.scan(step, start, (current, pre.w_rec))
+        last, (spikes, states) = jax.lax.scan(step, start, (currents, pre.w_rec))
         return spikes, states, hidden_variables(last)
 
-    _, vjp = jax.vjp(neurons, trainable_cell, jax.tree.leaves(hidden), current)
-
-    def pullback(cotangents):
-        return vjp(cotangents)
-
+    _, pullback = jax.vjp(neurons, trainable_cell, jax.tree.leaves(hidden), currents)
     signal = network.readout_gain * feedback.learning_signal(network.w_out, signals.outputs)
     if signals.spikes is not None:
         signal = signal + signals.spikes

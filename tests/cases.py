@@ -156,15 +156,17 @@ def make_case(cell: str, options: Options = Options()) -> Case:  # noqa: B008 (i
     """A case from its options alone, always the same."""
     o = options
     rng = np.random.default_rng(o.seed)
-    # A gain of 1 - α, about 0.07, is made up for by the weights.
-    strength = 10.0 if o.scale_current and cell != "own cell" else 1.0
+    neurons = CELLS[cell](o.n_rec, o.n_refractory, o.scale_current, o.dt, rng)
+    strength = 1.0
+    if o.scale_current and cell != "own cell":  # the weights make up for ζ, to keep them spiking
+        strength = 1 / -np.expm1(-o.dt / np.asarray(neurons.tau_v))
     network = eprop.Network(
-        CELLS[cell](o.n_rec, o.n_refractory, o.scale_current, o.dt, rng),
+        neurons,
         n_in=o.n_in,
         n_out=o.n_out,
         tau_out=15.0,
-        w_in=strength * rng.normal(0.3, 0.4, (o.n_in, o.n_rec)),
-        w_rec=strength * rng.normal(0, 0.6, (o.n_rec, o.n_rec)) / np.sqrt(o.n_rec),
+        w_in=strength * rng.uniform(0.1, 0.5, (o.n_in, o.n_rec)) / o.n_in,
+        w_rec=strength * rng.normal(0, 0.3, (o.n_rec, o.n_rec)) / np.sqrt(o.n_rec),
         w_out=rng.normal(size=(o.n_rec, o.n_out)),
         readout_bias=rng.normal(size=o.n_out) if o.readout_bias else None,
         scale_readout=o.scale_readout,

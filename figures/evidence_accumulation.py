@@ -1,0 +1,148 @@
+"""The figure of an evidence-accumulation run: one trial after training, and the learning curve.
+
+    python -m figures.evidence_accumulation results/evidence_accumulation/random_seed0
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from experiments import plotting
+
+LEFT, RIGHT, RECALL, NOISE = "#0072b2", "#d55e00", "black", "0.55"
+FAST, SLOW = "#56b4e9", "#aa3377"
+
+
+def draw(folder: Path) -> Path:
+    """Read a run's results and draw its figure beside them; returns the figure's path."""
+    config = json.loads((folder / "config.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    with np.load(folder / "trial.npz") as arrays:
+        trial = dict(arrays)
+    with plotting.style():
+        figure = Figure(figsize=(9, 11.5), layout="constrained")
+        whole, below = figure.subfigures(2, 1, height_ratios=(5.2, 1.3))
+        panels = whole.subplots(6, 1, sharex=True, height_ratios=(1.3, 2, 1, 0.8, 1.2, 1.4))
+        time = np.arange(len(trial["mask"])) * config["task"]["dt"]
+        _inputs(panels[0], trial, config)
+        _spikes(panels[1], trial, config)
+        _thresholds(panels[2], time, trial, config)
+        _answer(panels[3], time, trial)
+        _learning_signal(panels[4], trial, config)
+        _traces(panels[5], time, trial, config)
+        panels[5].set_xlabel("time (ms)")
+        panels[0].set_xlim(0, time[-1])
+        _learning_curve(below.subplots(), metrics, summary, config)
+    path = folder / "figure.png"
+    plotting.save(figure, path)
+    return path
+
+
+def _inputs(axes: Axes, trial: dict, config: dict) -> None:
+    task = config["task"]
+    size, names = task["n_group"], ("left", "right", "recall", "noise")
+    colors = (LEFT, RIGHT, RECALL, NOISE)
+    for group, color in enumerate(colors):
+        train = trial["inputs"][:, group * size : (group + 1) * size]
+        plotting.raster(axes, train, task["dt"], first=group * size, color=color)
+    axes.set_yticks([size * (group + 0.5) for group in range(4)], names)
+    axes.set_ylim(4 * size, 0)
+    cues = trial["cues"]
+    answer = names[int(trial["label"])]
+    axes.set_title(
+        f"One trial after training: {np.sum(cues == 0)} cues left, {np.sum(cues == 1)} right, "
+        f"so the answer is {answer}",
+        loc="left",
+    )
+    axes.set_ylabel("inputs")
+
+
+def _spikes(axes: Axes, trial: dict, config: dict) -> None:
+    n_lif, n = config["n_lif"], trial["spikes"].shape[1]
+    for first, last, color in ((0, n_lif, "black"), (n_lif, n, SLOW)):
+        plotting.raster(
+            axes, trial["spikes"][:, first:last], config["task"]["dt"], first=first, color=color
+        )
+    middles = {"LIF": n_lif / 2, "ALIF": (n_lif + n) / 2}
+    present = {name: at for name, at in middles.items() if 0 < at < n and config[f"n_{name.lower()}"]}
+    axes.set_yticks(list(present.values()), list(present))
+    axes.axhline(n_lif, color="0.6", linewidth=0.6)
+    axes.set_ylim(n, 0)
+    axes.set_ylabel("neurons")
+
+
+def _thresholds(axes: Axes, time: np.ndarray, trial: dict, config: dict) -> None:
+    for threshold, neuron, dash in zip(
+        trial["thresholds"].T, trial["neurons"], ("-", "--", ":"), strict=False
+    ):
+        axes.plot(time, threshold, dash, color=SLOW, label=f"neuron {neuron}")
+    axes.axhline(config["v_th"], color="0.6", linewidth=0.8)
+    axes.set_ylabel("threshold\n$v_{th} + βa$")
+    axes.legend(loc="lower right", ncols=3)
+
+
+def _answer(axes: Axes, time: np.ndarray, trial: dict) -> None:
+    for side, color, dash in ((0, LEFT, "-"), (1, RIGHT, "--")):
+        axes.plot(time, trial["answer"][:, side], dash, color=color, label=("left", "right")[side])
+    recall = time[trial["mask"]]
+    axes.axvspan(recall[0], recall[-1], color="0.9", zorder=0)
+    axes.set(ylim=(-0.05, 1.05), yticks=(0, 0.5, 1))
+    axes.set_ylabel("softmax(y)")
+    axes.legend(loc="lower left", ncols=2)
+
+
+def _learning_signal(axes: Axes, trial: dict, config: dict) -> None:
+    plotting.colour_map(
+        axes, trial["learning_signal"].T, config["task"]["dt"], label="learning signal $L_j$"
+    )
+    axes.set_ylabel("neurons")
+
+
+def _traces(axes: Axes, time: np.ndarray, trial: dict, config: dict) -> None:
+    """The synapses from the busiest left- and right-cue inputs to the first neuron shown."""
+    size = config["task"]["n_group"]
+    counts = trial["inputs"].sum(0)
+    for group, dash, side in ((0, "-", "left"), (1, "--", "right")):
+        pre = group * size + int(np.argmax(counts[group * size : (group + 1) * size]))
+        for name, color, symbol in (("fast", FAST, "v"), ("slow", SLOW, "a")):
+            trace = trial[f"{name}_trace"][:, pre, 0]
+            scale = np.abs(trace).max() or 1.0
+            axes.plot(
+                time, trace / scale, dash, color=color, label=f"{name} $ε_{symbol}$, {side} cue"
+            )
+    axes.set(ylim=(-1.1, 1.1), yticks=(-1, 0, 1))
+    axes.set_ylabel(f"eligibility\nvectors of\nneuron {trial['neurons'][0]}\n(of maximum)")
+    axes.legend(loc="upper right", ncols=2)
+
+
+def _learning_curve(axes: Axes, metrics: list[dict], summary: dict, config: dict) -> None:
+    iterations = [row["iteration"] for row in metrics]
+    axes.plot(
+        iterations, [row["train_error"] for row in metrics], color="0.75", label="training batches"
+    )
+    checked = [row for row in metrics if "validation_error" in row]
+    axes.plot(
+        [row["iteration"] for row in checked],
+        [row["validation_error"] for row in checked],
+        "o-",
+        color=plotting.COLOURS[summary["learner"]],
+        label=f"fresh trials, {plotting.NAMES[summary['learner']]}",
+    )
+    axes.axhline(config["criterion"], color="black", linestyle=":", label="criterion to stop")
+    axes.plot(
+        iterations[-1], summary["test_error"], "*", color="black", markersize=11,
+        label=f"test: {summary['test_error']:.1%} of {summary['test_trials']} trials",
+    )  # fmt: skip
+    axes.set(xlabel="iteration", ylabel="error", ylim=(0, 0.6), xlim=(0, None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.legend(loc="upper right", ncols=2)
+
+
+if __name__ == "__main__":
+    print(draw(Path(sys.argv[1])))
