@@ -1,5 +1,6 @@
 """A recurrent layer of neurons between input synapses and a leaky readout."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,14 @@ Initializer = Callable[[PRNGKeyArray, tuple[int, ...], Any], Array]
 
 fan_in_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 """The paper's synaptic weights: N(0, 1) / sqrt(number of presynaptic neurons)."""
+
+
+BLOCK_BYTES = 2**20
+"""About how large a float array over the steps of a block, the batch and the neurons may be.
+
+Memory, not arithmetic, sets the time of a pass over a sequence. What is needed for some steps only
+is computed for a block of them, as one matrix product, in memory that stays in the cache.
+"""
 
 
 class Trajectory(NamedTuple):
@@ -153,8 +162,14 @@ class Network(eqx.Module):
         that reverse-mode differentiation gives e-prop in place of BPTT.
         """
         inputs = self.check_inputs(inputs)
-        start = self.init(inputs.shape[1])
-        return self.unroll(start, inputs, stop_z_gradients=stop_z_gradients).trajectory
+
+        def block(state, inputs):
+            end, trajectory, _ = self.unroll(state, inputs, stop_z_gradients=stop_z_gradients)
+            return end, trajectory
+
+        blocks = in_blocks(inputs, self.block_length(*inputs.shape[:2]))
+        _, trajectory = jax.lax.scan(block, self.init(inputs.shape[1]), blocks)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(inputs)], trajectory)
 
     def check_inputs(self, inputs: ArrayLike) -> Array:
         """`inputs` as an array; an error that says what to write instead if they don't fit."""
@@ -173,6 +188,11 @@ class Network(eqx.Module):
         return NetworkState(
             state, jnp.zeros((batch, self.cell.n), dtype), jnp.zeros((batch, self.n_out), dtype)
         )
+
+    def block_length(self, n_steps: int, batch: int) -> int:
+        """How many steps to work on at a time, for their arrays to fit into the cache."""
+        step_bytes = batch * self.cell.n * self.w_in.dtype.itemsize
+        return math.ceil(n_steps / math.ceil(n_steps * step_bytes / BLOCK_BYTES))
 
     def unroll(
         self,
@@ -236,6 +256,14 @@ def without_autapses(w_rec: Shaped[Array, "*more n n"]) -> Shaped[Array, "*more 
     return jnp.where(jnp.eye(w_rec.shape[-1], dtype=bool), jnp.zeros((), w_rec.dtype), w_rec)
 
 
+def in_blocks(x: Shaped[Array, "time *shape"], length: int) -> Shaped[Array, "blocks {length} *shape"]:
+    """The sequence cut into blocks of `length` steps, with zeros at the end to fill the last."""
+    missing = -len(x) % length
+    if missing:
+        x = jnp.concatenate([x, jnp.zeros((missing, *x.shape[1:]), x.dtype)])
+    return x.reshape(-1, length, *x.shape[1:])
+
+
 def leaky_filter(
     drive: Float[Array, "time *shape"],
     decay: float,
@@ -253,7 +281,6 @@ def leaky_filter(
         return leaky_filter(drive[::-1], decay, start)[::-1]
     n_steps = len(drive)
     length = min(n_steps, 64)
-    filled = jnp.pad(drive, [(0, -n_steps % length)] + [(0, 0)] * (drive.ndim - 1))
     ages = np.arange(length)[:, None] - np.arange(length)
     response = jnp.asarray(np.where(ages < 0, 0, decay ** np.maximum(ages, 0)), drive.dtype)
     fading = jnp.asarray(decay ** np.arange(1, length + 1), drive.dtype)
@@ -262,7 +289,7 @@ def leaky_filter(
         f = jnp.tensordot(response, drive, 1) + jnp.multiply.outer(fading, f_tm1)
         return f[-1], f
 
-    _, f = jax.lax.scan(block, start, filled.reshape(-1, length, *drive.shape[1:]))
+    _, f = jax.lax.scan(block, start, in_blocks(drive, length))
     return f.reshape(-1, *drive.shape[1:])[:n_steps]
 
 

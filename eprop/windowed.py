@@ -13,7 +13,6 @@ state at the start of each block. With the spikes known, the reverse pass runs t
 block again from there; their input currents are one matrix product, or kept where that is cheaper.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -24,12 +23,17 @@ from jaxtyping import Array, Float
 from .cells import hidden_variables
 from .feedback import AbstractFeedback
 from .learning_signals import Loss, LossDerivatives, differentiate_loss
-from .network import Network, NetworkState, Presynaptic, Trajectory, leaky_filter, without_autapses
+from .network import (
+    Network,
+    NetworkState,
+    Presynaptic,
+    Trajectory,
+    in_blocks,
+    leaky_filter,
+    without_autapses,
+)
 from .recursion import Gradients, zero_gradients
 from .traces import Carry, ReadoutTraces, TraceState
-
-BLOCK_BYTES = 2**20
-"""About how large a float array over the steps of a block, the batch and the neurons may be."""
 
 KEPT_BYTES = 2**24
 """Currents are kept if they are no larger than this (beyond, memory is fresh at each call) ..."""
@@ -63,20 +67,21 @@ def sequence_gradients(
     """
     n_steps, batch = inputs.shape[:2]
     start = network.init(batch)
-    step_bytes = batch * network.cell.n * start.spikes.dtype.itemsize
-    length = math.ceil(n_steps / math.ceil(n_steps * step_bytes / BLOCK_BYTES))
-    n_inputs = network.n_in + network.cell.n
-    keep = n_steps * step_bytes <= KEPT_BYTES or n_inputs > KEPT_INPUTS
+    length = network.block_length(n_steps, batch)
+    current_bytes = n_steps * start.spikes.nbytes
+    keep = current_bytes <= KEPT_BYTES or network.n_in + network.cell.n > KEPT_INPUTS
 
     def forward(state, inputs):
         end, trajectory, currents = network.unroll(state, inputs, stop_z_gradients=True)
         spikes = trajectory.spikes > 0 if network.cell.spiking else trajectory.spikes
         block = Block(state, inputs, spikes, currents if keep else None)
-        return end, (block, trajectory._replace(spikes=spikes))
+        return end, (block, trajectory.outputs, trajectory.states)
 
     # The last block may run over the end; what it does there has no influence on the loss.
-    _, (blocks, trajectory) = jax.lax.scan(forward, start, _in_blocks(inputs, length))
-    trajectory = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n_steps], trajectory)
+    _, (blocks, outputs, states) = jax.lax.scan(forward, start, in_blocks(inputs, length))
+    trajectory = jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[2:])[:n_steps], Trajectory(outputs, blocks.spikes, states)
+    )
     value, aux, signals = _signals(loss, network, trajectory, targets, has_aux)
 
     def reverse(later, now):
@@ -85,7 +90,7 @@ def sequence_gradients(
         return (d_start, jax.tree.map(jnp.add, total, gradients)), None
 
     later = (_zeros_like(hidden_variables(start.cell)), zero_gradients(network, trainable_cell))
-    signals = jax.tree.map(lambda x: _in_blocks(x, length), signals)
+    signals = jax.tree.map(lambda x: in_blocks(x, length), signals)
     (d_start, gradients), _ = jax.lax.scan(reverse, later, (blocks, signals), reverse=True)
 
     _, rest = jax.vjp(lambda cell: _start(network, cell, batch), trainable_cell)
@@ -217,14 +222,6 @@ def _block_gradients(
 def _start(network: Network, cell: Any, batch: int) -> list[Array]:
     network = eqx.tree_at(lambda net: net.cell, network, eqx.combine(cell, network.cell))
     return hidden_variables(network.init(batch).cell)
-
-
-def _in_blocks(x: Array, length: int) -> Array:
-    """`[time, ...]` as `[blocks, length, ...]`, with zeros at the end to fill the last."""
-    missing = -x.shape[0] % length
-    if missing:
-        x = jnp.concatenate([x, jnp.zeros((missing, *x.shape[1:]), x.dtype)])
-    return x.reshape(-1, length, *x.shape[1:])
 
 
 def _zeros_like(tree: Any) -> Any:

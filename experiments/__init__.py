@@ -1,1 +1,1 @@
-"""One script per result; each runs as `python -m experiments.<name>`, and `--help` lists its options."""
+"""One script per result: `python -m experiments.<name> --help` lists its options."""

@@ -1,8 +1,8 @@
 """How the experiments' figures look: one style, and the few kinds of panel they are made of.
 
 Panels are drawn onto given axes from NumPy arrays of one example, time first. Step t is at the time
-t · dt in ms in all of them, so panels that share their time axis line up. A colour always comes with
-a line style, or with a lightness that rises with the value: figures can be read in greyscale.
+t · dt in ms in all of them, so panels that share their time axis line up. A colour comes with a
+line style, or with a lightness that rises with the value: figures can be read in greyscale.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from .files import write_atomically
 
 RULES: dict[str, dict[str, Any]] = {
     "bptt": {"label": "BPTT", "color": "black", "linestyle": "solid"},
-    "bptt_stop_z": {"label": "e-prop, by autodiff", "color": "#808080", "linestyle": (0, (7, 2))},
+    "bptt_stop_z": {"label": "e-prop, by autodiff", "color": "#9a9a9a", "linestyle": (0, (7, 2))},
     "symmetric": {"label": "e-prop, symmetric", "color": "#1f4e9c", "linestyle": (0, (4, 1.5))},
     "random": {"label": "e-prop, random", "color": "#d55e00", "linestyle": (0, (4, 1, 1, 1))},
     "adaptive": {"label": "e-prop, adaptive", "color": "#dba400", "linestyle": (0, (1, 1))},
@@ -44,7 +44,7 @@ LINES: list[dict[str, Any]] = [
 """The same for lines that stand for anything else."""
 
 SIGNED = LinearSegmentedColormap.from_list(
-    "signed", ["#07184f", "#2f66b3", "#c4c8cc", "#f8b74d", "#fff6bf"]
+    "signed", ["#07184f", "#3a73bd", "#bbbec2", "#ffd06e", "#fffce6"]
 )
 """From negative (dark blue) through zero (grey) to positive (light yellow)."""
 
@@ -126,9 +126,7 @@ def learning_curve(
     arguments = RULES[rule] | changes
     if values.ndim == 2:
         low, high = values.min(0), values.max(0)
-        axes.fill_between(
-            iterations, low, high, color=arguments["color"], alpha=0.15, linewidth=0
-        )
+        axes.fill_between(iterations, low, high, color=arguments["color"], alpha=0.15, linewidth=0)
         values = values.mean(0)
     axes.plot(iterations, values, **arguments)
 
@@ -147,13 +145,12 @@ def colour_map(
 def weight_image(
     axes: Axes, weights: np.ndarray, limit: float | None = None, *, autapses: bool = True
 ) -> AxesImage:
-    """A quantity of each synapse, `[n_pre, n_post]`; without `autapses` the diagonal is hatched."""
+    """A number for each synapse `[n_pre, n_post]`; without `autapses` the diagonal is hatched."""
     if not autapses:
         weights = np.where(np.eye(len(weights), dtype=bool), np.nan, weights)
         axes.patch.set(facecolor="white", hatch="////////", edgecolor="0.6", linewidth=0)
     n_pre, n_post = weights.shape
     image = _image(axes, weights, limit, (0.5, n_post + 0.5, n_pre + 0.5, 0.5))
-    axes.set_aspect("equal")
     for axis in (axes.xaxis, axes.yaxis):
         _whole_numbers(axis, 8)
         axis.set_tick_params(length=0)

@@ -45,35 +45,29 @@ def draw(folder: Path) -> Path:
 
 
 def _inputs(axes: Axes, trial: dict, config: dict) -> None:
-    task = config["task"]
-    size, names = task["n_group"], ("left", "right", "recall", "noise")
-    colors = (LEFT, RIGHT, RECALL, NOISE)
-    for group, color in enumerate(colors):
-        train = trial["inputs"][:, group * size : (group + 1) * size]
-        plotting.raster(axes, train, task["dt"], first=group * size, color=color)
-    axes.set_yticks([size * (group + 0.5) for group in range(4)], names)
-    axes.set_ylim(4 * size, 0)
+    size, names = config["task"]["n_group"], ("left", "right", "recall", "noise")
+    for group, color in enumerate((LEFT, RIGHT, RECALL, NOISE)):
+        first = group * size
+        train = trial["inputs"][:, first : first + size]
+        plotting.raster(axes, train, config["task"]["dt"], first=first + 1, color=color)
+    axes.set_ylim(4 * size + 0.5, 0.5)
+    axes.set_yticks([size * (group + 0.5) + 0.5 for group in range(4)], names)
     cues = trial["cues"]
-    answer = names[int(trial["label"])]
     axes.set_title(
         f"One trial after training: {np.sum(cues == 0)} cues left, {np.sum(cues == 1)} right, "
-        f"so the answer is {answer}",
-        loc="left",
+        f"so the answer is {names[int(trial['label'])]}"
     )
     axes.set_ylabel("inputs")
 
 
 def _spikes(axes: Axes, trial: dict, config: dict) -> None:
-    n_lif, n = config["n_lif"], trial["spikes"].shape[1]
-    for first, last, color in ((0, n_lif, "black"), (n_lif, n, SLOW)):
-        plotting.raster(
-            axes, trial["spikes"][:, first:last], config["task"]["dt"], first=first, color=color
-        )
-    middles = {"LIF": n_lif / 2, "ALIF": (n_lif + n) / 2}
-    present = {name: at for name, at in middles.items() if 0 < at < n and config[f"n_{name.lower()}"]}
-    axes.set_yticks(list(present.values()), list(present))
-    axes.axhline(n_lif, color="0.6", linewidth=0.6)
-    axes.set_ylim(n, 0)
+    n_lif, n_alif = config["n_lif"], config["n_alif"]
+    for first, last, color in ((0, n_lif, "black"), (n_lif, n_lif + n_alif, SLOW)):
+        train = trial["spikes"][:, first:last]
+        plotting.raster(axes, train, config["task"]["dt"], first=first + 1, color=color)
+    axes.set_ylim(n_lif + n_alif + 0.5, 0.5)
+    middles = [(n_lif / 2, f"{n_lif} LIF", n_lif), (n_lif + n_alif / 2, f"{n_alif} ALIF", n_alif)]
+    axes.set_yticks([at for at, _, n in middles if n], [name for _, name, n in middles if n])
     axes.set_ylabel("neurons")
 
 
@@ -99,7 +93,7 @@ def _answer(axes: Axes, time: np.ndarray, trial: dict) -> None:
 
 def _learning_signal(axes: Axes, trial: dict, config: dict) -> None:
     plotting.colour_map(
-        axes, trial["learning_signal"].T, config["task"]["dt"], label="learning signal $L_j$"
+        axes, trial["learning_signal"], config["task"]["dt"], label="learning\nsignal $L_j$"
     )
     axes.set_ylabel("neurons")
 
@@ -122,6 +116,7 @@ def _traces(axes: Axes, time: np.ndarray, trial: dict, config: dict) -> None:
 
 
 def _learning_curve(axes: Axes, metrics: list[dict], summary: dict, config: dict) -> None:
+    rule = plotting.RULES[summary["learner"]]
     iterations = [row["iteration"] for row in metrics]
     axes.plot(
         iterations, [row["train_error"] for row in metrics], color="0.75", label="training batches"
@@ -131,8 +126,8 @@ def _learning_curve(axes: Axes, metrics: list[dict], summary: dict, config: dict
         [row["iteration"] for row in checked],
         [row["validation_error"] for row in checked],
         "o-",
-        color=plotting.COLOURS[summary["learner"]],
-        label=f"fresh trials, {plotting.NAMES[summary['learner']]}",
+        color=rule["color"],
+        label=f"fresh trials, {rule['label']}",
     )
     axes.axhline(config["criterion"], color="black", linestyle=":", label="criterion to stop")
     axes.plot(

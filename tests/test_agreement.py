@@ -1,0 +1,206 @@
+"""The ways to one gradient agree, on every cell: recursion, windows, autodiff, factorisation.
+
+The statements are those of docs/derivation.md. Sizes, parameters and losses are drawn; the three
+`@example`s see to it that refractory times of 0, 1 and 5 steps and every option always occur.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import eprop
+import eprop.windowed
+from tests.cases import CELLS, Options, make_case
+from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
+
+TOLERANCE = 1e-10
+AUTODIFF = eprop.BPTT(stop_z_gradients=True)
+TERMS = [
+    ("outputs",),
+    ("outputs", "spikes"),
+    ("outputs", "voltage"),
+    ("outputs", "spikes", "voltage"),
+]
+
+options = st.builds(
+    Options,
+    n_in=st.integers(1, 4),
+    n_rec=st.integers(3, 7),
+    n_out=st.integers(1, 3),
+    batch=st.integers(2, 4),
+    n_steps=st.integers(9, 20),
+    n_refractory=st.sampled_from([0, 1, 5]),
+    dt=st.sampled_from([0.5, 1.0, 2.0]),
+    scale_current=st.booleans(),
+    scale_readout=st.booleans(),
+    readout_bias=st.booleans(),
+    terms=st.sampled_from(TERMS),
+    seed=st.integers(0, 29),
+)
+NO_REFRACTORY_TIME = Options(n_steps=12, n_refractory=0, scale_readout=True, terms=TERMS[1])
+ONE_STEP = Options(n_steps=13, n_refractory=1, readout_bias=True, terms=TERMS[2], seed=1)
+FIVE_STEPS = Options(n_refractory=5, scale_current=True, readout_bias=True, scale_readout=True)
+
+
+def on_every_cell(max_examples):
+    """Parametrises by cell, and draws `options`: the three examples and `max_examples` others."""
+
+    def decorate(test):
+        test = settings(max_examples=max_examples, derandomize=True, deadline=None)(
+            given(options=options)(test)
+        )
+        for chosen in (NO_REFRACTORY_TIME, ONE_STEP, FIVE_STEPS):
+            test = example(options=chosen)(test)
+        return pytest.mark.parametrize("cell", CELLS)(test)
+
+    return decorate
+
+
+def windows(n_steps):
+    """Dividing the sequence and not, up to the whole of it and beyond."""
+    return [1, 2, 7, n_steps - 1, n_steps, n_steps + 3, None]
+
+
+@on_every_cell(max_examples=3)
+def test_recursion_and_windows_and_autodiff(cell, options):
+    case = make_case(cell, options)
+    value, expected = case.value_and_grad(AUTODIFF)
+    assert_alive(case.network, case.inputs, expected)
+    for window in windows(options.n_steps):
+        actual_value, actual = case.value_and_grad(eprop.EProp(window=window))
+        assert_close(actual_value, value, TOLERANCE, f"loss with window={window}")
+        assert_trees_close(actual, expected, TOLERANCE, f"window={window}")
+
+
+@on_every_cell(max_examples=3)
+def test_factorisation_with_the_total_derivative_is_bptt(cell, options):
+    """dE/dW = Σ_t (dE/dz_t e_t + ∂E/∂s_t · ε_t)."""
+    case = make_case(cell, options)
+    arguments = case.network, case.inputs, case.targets
+    expected = case.grad(eprop.BPTT())
+    assert_alive(case.network, case.inputs, expected)
+
+    @jax.jit
+    def factorisation(network, inputs, targets):
+        signal = eprop.total_derivative(network, inputs, targets, case.loss)
+        trajectory = network(inputs)
+        direct = jax.grad(
+            lambda states: case.loss(trajectory._replace(states=states), targets), allow_int=True
+        )(trajectory.states)
+        return eprop.eligibility_traces(network, inputs), signal, direct
+
+    traces, signal, direct = factorisation(*arguments)
+    for name in ("w_in", "w_rec"):
+        of_matrix = getattr(traces, name)
+        actual = jnp.einsum("tbj,tbij->ij", signal, of_matrix.trace)
+        for field, vector in of_matrix.vectors._asdict().items():
+            if vector is not None:
+                actual += jnp.einsum("tbj,tbij->ij", getattr(direct, field), vector)
+        assert_close(actual, getattr(expected, name), TOLERANCE, name)
+
+
+def autodiff_with_feedback(case, b):
+    """E-prop with any feedback by autodiff: in the readout's backward pass, B in place of W_out."""
+
+    def loss(network):
+        trajectory = network(case.inputs, stop_z_gradients=True)
+        y, outputs = 0, []
+        for z in trajectory.spikes:
+            z_fixed = jax.lax.stop_gradient(z)
+            drive = z_fixed @ network.w_out + (z - z_fixed) @ b
+            y = network.kappa * y + network.readout_gain * drive
+            if network.readout_bias is not None:
+                y = y + network.readout_bias[None]
+            outputs.append(y)
+        return case.loss(trajectory._replace(outputs=jnp.stack(outputs)), case.targets)
+
+    return jax.jit(jax.grad(loss))(case.network)
+
+
+@on_every_cell(max_examples=3)
+def test_random_feedback(cell, options):
+    case = make_case(cell, options)
+    expected = autodiff_with_feedback(case, case.b)
+    assert_alive(case.network, case.inputs, expected)
+    for feedback in (eprop.RandomFeedback(case.b), eprop.AdaptiveFeedback(case.b)):
+        for window in (1, 7) if isinstance(feedback, eprop.RandomFeedback) else (None,):
+            actual = case.grad(eprop.EProp(feedback, window))
+            assert_trees_close(actual, expected, TOLERANCE, f"{feedback}, window={window}")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_oracle_of_random_feedback_with_symmetric_feedback(cell):
+    case = make_case(cell)
+    oracle = autodiff_with_feedback(case, case.network.w_out)
+    assert_trees_close(oracle, case.grad(AUTODIFF), TOLERANCE)
+
+
+@pytest.mark.parametrize("steps_per_block", [1, 4, 7, 14])
+@pytest.mark.parametrize("cell", CELLS)
+def test_blocks(cell, steps_per_block, monkeypatch):
+    """However a window is cut into blocks of steps, the last of which may run over its end."""
+    case = make_case(cell, Options(n_steps=15, n_refractory=2, readout_bias=True))
+    expected = case.grad(AUTODIFF)
+    assert_alive(case.network, case.inputs, expected)
+    _, batch, n_rec = case.network(case.inputs).spikes.shape
+    lengths = []
+    split = eprop.windowed._in_blocks
+
+    def spy(x, length):
+        lengths.append(length)
+        return split(x, length)
+
+    monkeypatch.setattr(eprop.windowed, "_in_blocks", spy)
+    monkeypatch.setattr(eprop.windowed, "BLOCK_BYTES", 8 * batch * n_rec * steps_per_block)
+    actual = case.grad(eprop.EProp())
+    assert set(lengths) == {{1: 1, 4: 4, 7: 5, 14: 8}[steps_per_block]}
+    assert_trees_close(actual, expected, TOLERANCE)
+
+
+# What must differ, so that agreement means something.
+
+
+@functools.cache
+def gradients_of(cell):
+    case = make_case(cell, Options(n_steps=20, n_refractory=2, terms=("outputs",)))
+    rules = {
+        "e-prop": eprop.EProp(),
+        "random": eprop.EProp(eprop.RandomFeedback(case.b)),
+        "bptt": eprop.BPTT(),
+    }
+    gradients = {name: case.grad(rule) for name, rule in rules.items()}
+    for each in gradients.values():
+        assert_alive(case.network, case.inputs, each)
+    return gradients
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("other", ["bptt", "random"])
+def test_e_prop_differs(cell, other):
+    gradients = gradients_of(cell)
+    assert relative_error(gradients["e-prop"].w_in, gradients[other].w_in) > 1e-2
+    assert relative_error(gradients["e-prop"].w_rec, gradients[other].w_rec) > 1e-2
+    # The gradient of the readout is the same under every rule.
+    assert_close(gradients["e-prop"].w_out, gradients[other].w_out, TOLERANCE, "w_out")
+
+
+@pytest.mark.parametrize("n_steps", [None, 15])
+def test_a_mean_over_time_must_know_over_how_many_steps(n_steps):
+    case = make_case("ALIF", Options(n_steps=15))
+
+    def loss(trajectory, targets):
+        return eprop.losses.mean_squared_error(
+            trajectory.outputs, targets["outputs"], n_steps=n_steps
+        )
+
+    case = case._replace(loss=loss)
+    whole, cut = case.grad(eprop.EProp()), case.grad(eprop.EProp(window=4))
+    assert_alive(case.network, case.inputs, whole)
+    if n_steps is None:
+        assert relative_error(cut.w_rec, whole.w_rec) > 0.1
+    else:
+        assert_trees_close(cut, whole, TOLERANCE)

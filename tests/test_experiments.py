@@ -1,0 +1,176 @@
+"""The experiments as a user runs them: by their command line, in a folder of their own."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.colors
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from experiments import numerical_verification, plotting
+from experiments.files import write_atomically
+
+
+def help_of(experiment):
+    """What `--help` prints, on a terminal wide enough to break no option."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{experiment}", "--help"],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"COLUMNS": "120", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def assert_options(text, config):
+    """Every field is an option with a help text of its own."""
+    for field in dataclasses.fields(config):
+        assert f"--{field.name.replace('_', '-')} " in text, field.name
+
+
+def assert_drawn(path):
+    pixels = matplotlib.image.imread(path)
+    assert min(pixels.shape[:2]) > 300 and pixels[..., :3].std() > 0.05
+
+
+@pytest.fixture(scope="module")
+def verification(tmp_path_factory):
+    """Exit status and folder of a run with the defaults."""
+    results = tmp_path_factory.mktemp("results")
+    status = numerical_verification.main(["--results", str(results), "--run", "a"])
+    return status, results / "a"
+
+
+class TestNumericalVerification:
+    def test_passes(self, verification):
+        status, folder = verification
+        assert status == 0
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert set(metrics["networks"]) == {"LIF", "LIF and ALIF"}
+        for network in metrics["networks"].values():
+            errors = network["relative_errors"]
+            assert network["n_spikes"] > 10
+            for check in ("factorisation", "recursion"):
+                assert max(errors[check].values()) < 1e-12
+            assert min(errors["control"].values()) > 0.1
+
+    def test_writes_the_run(self, verification):
+        _, folder = verification
+        config = json.loads((folder / "config.json").read_text())
+        assert config["tau_a"] == 500.0 and config["precision"] == "float64"
+        assert {path.name for path in folder.iterdir()} == {
+            "arrays.npz",
+            "config.json",
+            "figure.png",
+            "metrics.json",
+        }
+        assert_drawn(folder / "figure.png")
+
+    def test_adaptation_matters(self, verification):
+        _, folder = verification
+        with np.load(folder / "arrays.npz") as arrays:
+            name = "comparisons.factorisation.reference.w_in"
+            lif, alif = arrays[f"LIF.{name}"], arrays[f"LIF and ALIF.{name}"]
+        assert np.abs(lif - alif).max() > 1e-3 * np.abs(lif).max()
+
+    def test_float32(self):
+        config = numerical_verification.Config(precision="float32", n_steps=20)
+        results = numerical_verification.run(config)
+        for found in results.values():
+            assert found.traces["w_rec"].dtype == np.float32 and found.spikes.any()
+            for check in ("factorisation", "recursion"):
+                errors = found.comparisons[check].errors().values()
+                assert 0 < max(errors) < 1e-5
+
+    def test_fails_where_nothing_can_be_said(self, tmp_path, capsys):
+        """A silent network has no gradient: all ways to it agree, and that is no success."""
+        silent = ["--rate-hz", "0", "--n-steps", "5", "--results", str(tmp_path)]
+        assert numerical_verification.main(silent) == 1
+        assert capsys.readouterr().out.count("FAILED") == 6
+
+    def test_fails_beyond_the_bound(self, verification):
+        _, folder = verification
+        config = numerical_verification.Config()
+        with np.load(folder / "arrays.npz") as arrays:
+            name = "LIF.comparisons.recursion.reference.w_in"
+            right = {"w_in": arrays[name], "w_rec": arrays[name]}
+        wrong = right | {"w_in": right["w_in"] * (1 + 1e-11)}
+        found = numerical_verification.Findings(
+            *[np.ones(1)] * 5,
+            {
+                "factorisation": numerical_verification.Comparison(right, right),
+                "recursion": numerical_verification.Comparison(right, wrong),
+                "control": numerical_verification.Comparison(right, wrong),
+            },
+        )
+        passed = numerical_verification.summary(config, {"": found})["networks"][""]["passed"]
+        assert passed == {"factorisation": True, "recursion": False, "control": False}
+
+    def test_help(self):
+        text = help_of("numerical_verification")
+        assert "Factorisation" in text and "in ms" in text and "in Hz" in text
+        assert_options(text, numerical_verification.Config)
+
+
+class TestPlotting:
+    @staticmethod
+    def lightness(colours):
+        """L* of CIELAB, from 0 to 100."""
+        rgb = matplotlib.colors.to_rgba_array(colours)[:, :3]
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        return 116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16
+
+    def test_rules_differ_without_colour(self):
+        lines = plotting.RULES.values()
+        styles = [str(line["linestyle"]) for line in lines]
+        assert len(set(styles)) == len(styles)
+        rules = ["bptt", "symmetric", "random", "adaptive"]
+        levels = self.lightness([plotting.COLOURS[rule] for rule in rules])
+        assert np.diff(levels).min() > 12
+
+    def test_signs_differ_without_colour(self):
+        levels = self.lightness(plotting.SIGNED(np.linspace(0, 1, 101)))
+        assert np.diff(levels).min() > 0
+
+    def test_autapses_are_blank(self):
+        weights = np.arange(16.0).reshape(4, 4)
+        axes = Figure().subplots()
+        image = plotting.weight_image(axes, weights, autapses=False)
+        shown = np.asarray(image.get_array().mask)
+        np.testing.assert_array_equal(shown, np.eye(4, dtype=bool))
+        assert image.norm.vmin == -14 and image.norm.vmax == 14
+
+    def test_panels_share_their_time(self):
+        """A spike, a line's point and an image's column of one step lie above each other."""
+        dt, step, values = 0.5, 7, np.zeros((10, 3))
+        values[step, 1] = 1
+        raster, image, lines = (Figure().subplots() for _ in range(3))
+        plotting.raster(raster, values > 0, dt)
+        plotting.colour_map(image, values, dt, "signal")
+        plotting.traces(lines, values, dt)
+        assert raster.collections[1].get_positions() == [step * dt]
+        left, right, *_ = image.images[0].get_extent()
+        assert left + (step + 0.5) * (right - left) / 10 == pytest.approx(step * dt)
+        assert lines.lines[1].get_xdata()[step] == step * dt
+        assert raster.get_xlim() == image.get_xlim() == lines.get_xlim() == (-0.25, 4.75)
+
+    def test_a_failed_write_leaves_the_old_file(self, tmp_path):
+        path = tmp_path / "new" / "file"
+        write_atomically(path, lambda file: file.write(b"old"))
+
+        def fail(file):
+            file.write(b"half")
+            raise OSError("disk full")
+
+        with pytest.raises(OSError, match="disk full"):
+            write_atomically(path, fail)
+        assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
