@@ -10,6 +10,7 @@ e-prop stops its gradient there.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -75,33 +76,38 @@ class AbstractCell(eqx.Module):
 
         By forward differentiation of `step` and `output`, in units of the state's own fields.
         """
-        hidden, rest = eqx.partition(state_tm1, eqx.is_inexact_array)
-        leaves, structure = jax.tree.flatten(hidden)
-        d = len(leaves)
-        z_tm1 = jax.lax.stop_gradient(self.output(state_tm1))
-
-        def step(leaves, current):
-            state = self.step(
-                eqx.combine(structure.unflatten(leaves), rest), current, z_tm1
-            )
-            return hidden_variables(state), state
-
-        def output(leaves, state):
-            _, rest = eqx.partition(state, eqx.is_inexact_array)
-            return self.output(eqx.combine(structure.unflatten(leaves), rest))
-
-        def direction(k, like):
-            return [jnp.full_like(x, float(k == i)) for i, x in enumerate(like)]
-
-        new_leaves, advance, state = jax.linearize(step, leaves, current, has_aux=True)
-        _, send = jax.linearize(lambda x: output(x, state), new_leaves)
-        still = jnp.zeros_like(current)
-        columns = [jnp.stack(advance(direction(k, leaves), still)) for k in range(d)]
+        rows = self.linear_step(state_tm1, current)
+        state = self.step(state_tm1, current, self.output(state_tm1))
         return Jacobians(
-            state=jnp.stack(columns, axis=1),
-            current=jnp.stack(advance(direction(-1, leaves), jnp.ones_like(current))),
-            output=jnp.stack([send(direction(k, new_leaves)) for k in range(d)]),
+            state=jnp.stack([jnp.stack(row[:-1]) for row in rows]),
+            current=jnp.stack([row[-1] for row in rows]),
+            output=jnp.stack(_directions(self.output, state)),
         )
+
+    def linear_step(self, state_tm1: Any, current: Array) -> list[list[Array]]:
+        """The rows of D, each with its entry of b at the end, as separate arrays `[batch, n]`."""
+        z_tm1 = jax.lax.stop_gradient(self.output(state_tm1))
+        by_state = _directions(lambda s: hidden_variables(self.step(s, current, z_tm1)), state_tm1)
+        by_current = _directions(
+            lambda i: hidden_variables(self.step(state_tm1, i, z_tm1)), current
+        )
+        return [list(row) for row in zip(*by_state, *by_current, strict=True)]
+
+
+def _directions(function: Callable[[Any], Any], at: Any) -> list[Any]:
+    """The derivatives of an elementwise `function` along each floating-point leaf of `at`."""
+    floats, rest = eqx.partition(at, eqx.is_inexact_array)
+    leaves, structure = jax.tree.flatten(floats)
+
+    def along(k):
+        tangents = [jnp.full_like(x, float(k == i)) for i, x in enumerate(leaves)]
+        return jax.jvp(
+            lambda *leaves: function(eqx.combine(structure.unflatten(leaves), rest)),
+            tuple(leaves),
+            tuple(tangents),
+        )[1]
+
+    return [along(k) for k in range(len(leaves))]
 
 
 def hidden_variables(state: Any) -> list[Array]:
@@ -267,8 +273,9 @@ class ALIF(AbstractCell):
 
 
 def _like(constant: Any, x: Array) -> Array:
-    """A constant of the cell in x's dtype."""
-    return jnp.asarray(constant, x.dtype)
+    """A constant of the cell, or one per neuron, in x's dtype; x is `[batch, n]`."""
+    array = jnp.asarray(constant, x.dtype)
+    return array if array.ndim == 0 else array[None]
 
 
 def _decay(tau: Parameter, dt: float, x: Array) -> Array:
@@ -283,7 +290,7 @@ def _membrane(cell: LIF | ALIF, v_tm1: Array, current: Array, z_tm1: Array) -> A
 
 
 def _count_down(cell: LIF | ALIF, refractory: Array, z_tm1: Array) -> Array:
-    n_refractory = jnp.asarray(cell.n_refractory, refractory.dtype)
+    n_refractory = _like(cell.n_refractory, refractory)
     started = n_refractory * (z_tm1 > 0).astype(refractory.dtype)
     return jnp.clip(refractory + started - 1, 0, n_refractory)
 

@@ -59,10 +59,10 @@ def softmax_cross_entropy(
             f"labels have shape {labels.shape}, but outputs of shape {outputs.shape} need "
             f"[batch] = {outputs.shape[1:2]} or [time, batch] = {outputs.shape[:2]}"
         )
-    labels = jnp.broadcast_to(labels, outputs.shape[:2])
-    log_p = jax.nn.log_softmax(outputs)
-    chosen = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
-    return _mean(-chosen, mask, n_steps)
+    labels = labels if labels.ndim == 2 else labels[None]
+    chosen = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
+    log_p = jnp.broadcast_to(chosen, outputs.shape) * jax.nn.log_softmax(outputs)
+    return _mean(-log_p.sum(-1), mask, n_steps)
 
 
 def firing_rate_penalty(

@@ -59,8 +59,8 @@ class Unrolled(NamedTuple):
     """I_t."""
 
 
-class Presynaptic(NamedTuple):
-    """The activity that drives each weight matrix, or another quantity per weight matrix."""
+class Synapses(NamedTuple):
+    """Something for each weight matrix that leads to the neurons."""
 
     w_in: Any
     w_rec: Any
@@ -242,13 +242,23 @@ class Network(eqx.Module):
         inputs: Shaped[Array, "time batch n_in"],
         start: Float[Array, "batch n_rec"],
         spikes: Float[Array, "time batch n_rec"],
-    ) -> Presynaptic:
-        """pre_t of every weight matrix: x_t for W_in and z_{t-1} for W_rec, `[time, batch, pre]`.
+    ) -> Float[Array, "time batch n_pre"]:
+        """pre_t, what the synapses see at each step: x_t and then z_{t-1}, side by side.
 
-        `start` is z before the first step.
+        `start` is z before the first step. n_pre is n_in + n_rec.
         """
         z_tm1 = jnp.concatenate([start[None], spikes[:-1]])
-        return Presynaptic(w_in=inputs.astype(self.w_in.dtype), w_rec=z_tm1)
+        return jnp.concatenate([inputs.astype(z_tm1.dtype), z_tm1], axis=-1)
+
+    @property
+    def synapses(self) -> Float[Array, "n_pre n_rec"]:
+        """The weights that `presynaptic` activity meets, W_in above W_rec: I_t = pre_t @ synapses."""
+        return jnp.concatenate([self.w_in, without_autapses(self.w_rec)])
+
+    def split(self, of_synapses: Shaped[Array, "*more n_pre n_post"]) -> Synapses:
+        """A quantity of all synapses, such as a gradient, by weight matrix."""
+        w_in, w_rec = jnp.split(of_synapses, [self.n_in], axis=-2)
+        return Synapses(w_in, w_rec)
 
 
 def without_autapses(w_rec: Shaped[Array, "*more n n"]) -> Shaped[Array, "*more n n"]:

@@ -12,8 +12,8 @@ from jaxtyping import Array, ArrayLike
 from . import checks
 from .feedback import AbstractFeedback, SymmetricFeedback
 from .learning_signals import Loss, call_loss
-from .network import Network
-from .recursion import Gradients, recursion, zero_gradients
+from .network import Network, without_autapses
+from .recursion import Gradients, step_gradients, zero_gradients
 from .traces import init_carry
 from .windowed import sequence_gradients, window_gradients
 
@@ -100,10 +100,10 @@ class EProp(AbstractRule):
             value, aux, gradients = self._by_windows(
                 loss, network, inputs, targets, has_aux, self.window
             )
-        return value, aux, _as_network(trainable, gradients)
+        return value, aux, _as_network(network, trainable, gradients)
 
     def _by_windows(self, loss, network, inputs, targets, has_aux, window):
-        evaluate = recursion if window == 1 else window_gradients
+        evaluate = step_gradients if window == 1 else window_gradients
 
         def step(state, now):
             carry, total = state
@@ -193,13 +193,13 @@ def apply_updates(
     return rule.after_update(network, updates)
 
 
-def _as_network(trainable: Network, gradients: Gradients) -> Network:
+def _as_network(network: Network, trainable: Network, gradients: Gradients) -> Network:
     """The gradients of the trainable leaves, in the network's structure."""
-    synapses = gradients.synapses
+    w_in, w_rec = network.split(gradients.synapses)
     everything = eqx.tree_at(
         lambda net: (net.w_in, net.w_rec, net.w_out, net.readout_bias, net.cell),
         trainable,
-        (*synapses, gradients.w_out, gradients.readout_bias, gradients.cell),
+        (w_in, without_autapses(w_rec), *gradients[1:]),
         is_leaf=lambda x: x is None,
     )
     is_trained = jax.tree.map(lambda x: x is not None, trainable, is_leaf=lambda x: x is None)

@@ -8,22 +8,26 @@ with the Jacobians D, b and c of the neuron's own equations. For `ALIF` this is 
 Bellec et al. 2020.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from .cells import Jacobians, hidden_variables
-from .network import Network, NetworkState, Presynaptic
+from .cells import AbstractCell, Jacobians, hidden_variables
+from .network import Network, NetworkState, Synapses
 
 
-class TraceState(NamedTuple):
-    """What the recursion carries for one weight matrix."""
+class SynapticTraces(NamedTuple):
+    """What e-prop carries of the synapses; n_pre is n_in + n_rec."""
 
-    vectors: Float[Array, "d batch n_pre n_post"]
-    """ε, one matrix per hidden variable of the cell."""
+    vectors: list[Float[Array, "batch n_pre n_post_or_1"]]
+    """ε, one array per hidden variable of the cell; `[batch, n_pre, 1]` if it is the same for
+    all postsynaptic neurons (see `common_traces`)."""
     filtered: Float[Array, "batch n_pre n_post"]
     """ē."""
 
@@ -41,42 +45,8 @@ class Carry(NamedTuple):
     """All that e-prop takes from one step, or window of steps, to the next."""
 
     network: NetworkState
-    synapses: Presynaptic
-    """A `TraceState` for each weight matrix."""
+    synapses: SynapticTraces
     readout: ReadoutTraces
-
-
-def init_carry(network: Network, batch: int) -> Carry:
-    """The network at rest, and every trace zero."""
-    state = network.init(batch)
-    d, n = len(hidden_variables(state.cell)), network.cell.n
-
-    def zeros(n_pre: int) -> TraceState:
-        dtype = network.w_in.dtype
-        return TraceState(
-            jnp.zeros((d, batch, n_pre, n), dtype), jnp.zeros((batch, n_pre, n), dtype)
-        )
-
-    return Carry(
-        state,
-        Presynaptic(w_in=zeros(network.n_in), w_rec=zeros(n)),
-        ReadoutTraces(jnp.zeros_like(state.spikes), jnp.zeros((), state.spikes.dtype)),
-    )
-
-
-def step_traces(
-    traces: TraceState,
-    jacobians: Jacobians,
-    pre: Float[Array, "batch n_pre"],
-    kappa: float,
-    gain: float,
-) -> tuple[TraceState, Float[Array, "batch n_pre n_post"]]:
-    """One step of the recursion; returns the new state, and e_t."""
-    carried = jnp.einsum("klbj,lbij->kbij", jacobians.state, traces.vectors)
-    arrived = jnp.einsum("kbj,bi->kbij", jacobians.current, pre)
-    vectors = carried + arrived
-    trace = jnp.einsum("kbj,kbij->bij", jacobians.output, vectors)
-    return TraceState(vectors, kappa * traces.filtered + gain * trace), trace
 
 
 class EligibilityTraces(NamedTuple):
@@ -90,9 +60,110 @@ class EligibilityTraces(NamedTuple):
     """ē."""
 
 
+def init_carry(network: Network, batch: int) -> Carry:
+    """The network at rest, and every trace zero."""
+    state = network.init(batch)
+    n_pre, n = network.synapses.shape
+    zeros = jnp.zeros((batch, n_pre, n), state.spikes.dtype)
+    common = common_traces(network.cell)
+    vectors = [zeros[..., :1] if of_all else zeros for of_all in common]
+    bias = jnp.zeros((), state.spikes.dtype)
+    return Carry(
+        state, SynapticTraces(vectors, zeros), ReadoutTraces(jnp.zeros_like(state.spikes), bias)
+    )
+
+
+def common_traces(cell: AbstractCell) -> list[bool]:
+    """For each hidden variable, whether its eligibility vectors are those of every neuron.
+
+    That is so where D and b are constants, equal for all neurons, that lead from the current and
+    from other such variables only: a membrane potential with one α is the filtered presynaptic
+    activity, whatever the postsynaptic neuron does. A vector then does for a matrix.
+    """
+    state = cell.init(1)
+    current = jnp.zeros_like(hidden_variables(state)[0])
+    rows = _constants(cell.linear_step, state, current)
+    common = [True] * len(rows)
+
+    def is_common(row):
+        *from_state, from_current = row
+        relevant = [x for x, known in zip(from_state, common, strict=True) if known]
+        others = [x for x, known in zip(from_state, common, strict=True) if not known]
+        equal = all(x is not None and (x == x.flat[0]).all() for x in [*relevant, from_current])
+        return equal and all(x is not None and not x.any() for x in others)
+
+    for _ in rows:  # one variable found to differ makes those that it drives differ
+        common = [is_common(row) for row in rows]
+    return common
+
+
+def _constants(function: Callable[..., Any], *args: Any) -> Any:
+    """The function's result as NumPy arrays, with `None` for what depends on its arguments."""
+    jaxpr, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    varying = {id(x) for x in jaxpr.jaxpr.invars}
+    for equation in jaxpr.eqns:
+        if any(id(x) in varying for x in equation.invars):
+            varying |= {id(x) for x in equation.outvars}
+    with jax.ensure_compile_time_eval():
+        values = jax.tree.leaves(function(*args))
+    leaves = [
+        None if id(variable) in varying or isinstance(value, jax.core.Tracer) else np.asarray(value)
+        for variable, value in zip(jaxpr.jaxpr.outvars, values, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def step_traces(
+    traces: SynapticTraces,
+    jacobians: Jacobians,
+    pre: Float[Array, "batch n_pre"],
+    kappa: float,
+    gain: float,
+) -> tuple[SynapticTraces, Float[Array, "batch n_pre n_post"]]:
+    """One step of the recursion; returns the new state, and e_t."""
+    vectors = [
+        advance_vector(jacobians.state[k], traces.vectors, like=vector)
+        + pre[:, :, None] * jacobians.current[k, :, None, : vector.shape[-1]]
+        for k, vector in enumerate(traces.vectors)
+    ]
+    trace = sum(c[:, None, :] * vector for c, vector in zip(jacobians.output, vectors, strict=True))
+    return SynapticTraces(vectors, kappa * traces.filtered + gain * trace), trace
+
+
+def advance_vector(
+    row: Sequence[Float[Array, "batch n_post"]],
+    vectors: list[Float[Array, "batch n_pre n_post_or_1"]],
+    like: Float[Array, "batch n_pre n_post_or_1"],
+) -> Float[Array, "batch n_pre n_post_or_1"]:
+    """Σ_l D_kl ε_l, of the shape of `like`: a common vector comes from common ones alone."""
+    width = like.shape[-1]
+    return sum(
+        d[:, None, :width] * vector
+        for d, vector in zip(row, vectors, strict=True)
+        if vector.shape[-1] <= width
+    )
+
+
+def sum_over_batch(
+    signals: Sequence[Float[Array, "batch n_post"]],
+    traces: Sequence[Float[Array, "batch n_pre n_post_or_1"]],
+) -> Float[Array, "n_pre n_post"]:
+    """Σ_b Σ_k signal_k,bj trace_k,bij: what the traces make of the signals on their neurons.
+
+    One example after the other: every trace is read once, and the sum stays in the cache.
+    """
+
+    def add(total, example):
+        return total + sum(signal[None] * trace for signal, trace in zip(*example, strict=True)), None
+
+    n_pre, n_post = traces[0].shape[1], signals[0].shape[1]
+    nothing = jnp.zeros((n_pre, n_post), signals[0].dtype)
+    return jax.lax.scan(add, nothing, (list(signals), list(traces)))[0]
+
+
 def eligibility_traces(
     network: Network, inputs: ArrayLike, post: ArrayLike | None = None
-) -> Presynaptic:
+) -> Synapses:
     """The `EligibilityTraces` of W_in and W_rec, for a look at them.
 
     **Arguments:** `inputs`: `[time, batch, n_in]`; `post`: the postsynaptic neurons to follow, as
@@ -102,7 +173,8 @@ def eligibility_traces(
     training, where nothing of this size is ever stored. The autapses' entries are zero.
     """
     inputs = network.check_inputs(inputs)
-    post = jnp.arange(network.cell.n) if post is None else jnp.asarray(post)
+    neurons = jnp.arange(network.cell.n)
+    post = neurons if post is None else jnp.asarray(post)
     carry = init_carry(network, inputs.shape[1])
     start = carry.network
     run = network.unroll(start, inputs, stop_z_gradients=True)
@@ -114,25 +186,22 @@ def eligibility_traces(
     )
 
     def step(traces, now):
-        pre_t, state_tm1, current_t = now
-        jacobians = network.cell.jacobians(state_tm1, current_t)
-        jacobians = jax.tree.map(lambda x: x[..., post], jacobians)
-        new, seen = [], []
-        for state, pre_of_weight in zip(traces, pre_t, strict=True):
-            state, trace = step_traces(
-                state, jacobians, pre_of_weight, network.kappa, network.readout_gain
-            )
-            new.append(state)
-            seen.append((list(state.vectors), trace, state.filtered))
-        return Presynaptic(*new), Presynaptic(*seen)
+        pre_t, state_tm1, current = now
+        jacobians = network.cell.jacobians(state_tm1, current)
+        traces, trace = step_traces(
+            traces, jacobians, pre_t, network.kappa, network.readout_gain
+        )
+        seen = [*traces.vectors, trace, traces.filtered]
+        return traces, [jnp.broadcast_to(x, trace.shape)[..., post] for x in seen]
 
-    synapses = jax.tree.map(lambda x: x[..., post], carry.synapses)
-    _, seen = jax.lax.scan(step, synapses, (pre, states_tm1, run.currents))
+    _, seen = jax.lax.scan(step, carry.synapses, (pre, states_tm1, run.currents))
     structure = jax.tree.structure(eqx.filter(start.cell, eqx.is_inexact_array))
 
-    def named(vectors, trace, filtered):
+    def named(seen):
+        *vectors, trace, filtered = seen
         return EligibilityTraces(structure.unflatten(vectors), trace, filtered)
 
-    autapse = jnp.arange(network.cell.n)[:, None] == post
-    w_rec = jax.tree.map(lambda x: jnp.where(autapse, jnp.zeros_like(x), x), seen.w_rec)
-    return Presynaptic(w_in=named(*seen.w_in), w_rec=named(*w_rec))
+    w_in, w_rec = zip(*(network.split(x) for x in seen), strict=True)
+    autapse = neurons[:, None] == post[None]
+    w_rec = [jnp.where(autapse, jnp.zeros_like(x), x) for x in w_rec]
+    return Synapses(w_in=named(w_in), w_rec=named(w_rec))

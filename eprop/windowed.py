@@ -13,6 +13,7 @@ state at the start of each block. With the spikes known, the reverse pass runs t
 block again from there; their input currents are one matrix product, or kept where that is cheaper.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,17 +24,9 @@ from jaxtyping import Array, Float
 from .cells import hidden_variables
 from .feedback import AbstractFeedback
 from .learning_signals import Loss, LossDerivatives, differentiate_loss
-from .network import (
-    Network,
-    NetworkState,
-    Presynaptic,
-    Trajectory,
-    in_blocks,
-    leaky_filter,
-    without_autapses,
-)
+from .network import Network, NetworkState, Trajectory, in_blocks, leaky_filter
 from .recursion import Gradients, zero_gradients
-from .traces import Carry, ReadoutTraces, TraceState
+from .traces import Carry, ReadoutTraces, SynapticTraces, advance_vector, sum_over_batch
 
 KEPT_BYTES = 2**24
 """Currents are kept if they are no larger than this (beyond, memory is fresh at each call) ..."""
@@ -52,6 +45,31 @@ class Block(NamedTuple):
     """I_t; `None` to have them computed again."""
 
 
+class Signals(NamedTuple):
+    """What the loss says about each step."""
+
+    error: Float[Array, "time batch n_out"]
+    """∂E/∂y_t' of all t' >= t, led back through the readout's leak: Σ_t' κ^(t'-t) ∂E/∂y_t'."""
+    error_tm1: Float[Array, "time batch n_out"]
+    """The same of the step before."""
+    spikes: Float[Array, "time batch n_rec"] | None
+    """∂E/∂z_t, `None` if there is no such term."""
+    states: list[Float[Array, "time batch n_rec"]] | None
+    """∂E/∂s_t of each hidden variable, `None` if there is no such term."""
+    fading: Float[Array, " time"]
+    """By how much what enters the readout at t is in it after the last step."""
+
+
+class Later(NamedTuple):
+    """What the reverse pass knows of all later steps."""
+
+    costates: list[Float[Array, "batch n_rec"]]
+    """λ of each hidden variable."""
+    gradients: Gradients
+    units: list[list[Float[Array, "batch n_rec"]]]
+    """The same for unit vectors at the window's end: of each hidden variable, and of the readout."""
+
+
 def sequence_gradients(
     loss: Loss,
     feedback: AbstractFeedback,
@@ -65,38 +83,26 @@ def sequence_gradients(
 
     `trainable_cell` is the part of the cell to differentiate by, as from `equinox.filter`.
     """
-    n_steps, batch = inputs.shape[:2]
+    batch = inputs.shape[1]
     start = network.init(batch)
-    length = network.block_length(n_steps, batch)
-    current_bytes = n_steps * start.spikes.nbytes
-    keep = current_bytes <= KEPT_BYTES or network.n_in + network.cell.n > KEPT_INPUTS
-
-    def forward(state, inputs):
-        end, trajectory, currents = network.unroll(state, inputs, stop_z_gradients=True)
-        spikes = trajectory.spikes > 0 if network.cell.spiking else trajectory.spikes
-        block = Block(state, inputs, spikes, currents if keep else None)
-        return end, (block, trajectory.outputs, trajectory.states)
-
-    # The last block may run over the end; what it does there has no influence on the loss.
-    _, (blocks, outputs, states) = jax.lax.scan(forward, start, in_blocks(inputs, length))
-    trajectory = jax.tree.map(
-        lambda x: x.reshape(-1, *x.shape[2:])[:n_steps], Trajectory(outputs, blocks.spikes, states)
-    )
+    length = network.block_length(*inputs.shape[:2])
+    blocks, _, trajectory = _forward(network, start, inputs, length)
     value, aux, signals = _signals(loss, network, trajectory, targets, has_aux)
 
-    def reverse(later, now):
-        d_end, total = later
-        d_start, gradients, *_ = _block_gradients(feedback, network, trainable_cell, *now, d_end)
-        return (d_start, jax.tree.map(jnp.add, total, gradients)), None
+    nothing = [jnp.zeros_like(x) for x in hidden_variables(start.cell)]
+    total = _readout_of_last(network, trajectory, signals, trainable_cell)
+    later, _ = _reverse(
+        feedback, network, trainable_cell, blocks, signals, Later(nothing, total, units=[])
+    )
 
-    later = (_zeros_like(hidden_variables(start.cell)), zero_gradients(network, trainable_cell))
-    signals = jax.tree.map(lambda x: in_blocks(x, length), signals)
-    (d_start, gradients), _ = jax.lax.scan(reverse, later, (blocks, signals), reverse=True)
+    def first_state(cell):
+        cell = eqx.combine(cell, network.cell)
+        return hidden_variables(eqx.tree_at(lambda net: net.cell, network, cell).init(batch).cell)
 
-    _, rest = jax.vjp(lambda cell: _start(network, cell, batch), trainable_cell)
-    (d_cell,) = rest(d_start)
-    d_cell = jax.tree.map(jnp.add, gradients.cell, d_cell)
-    return value, aux, gradients._replace(cell=d_cell)
+    _, pullback = jax.vjp(first_state, trainable_cell)
+    (d_cell,) = pullback(later.costates)
+    gradients = later.gradients
+    return value, aux, gradients._replace(cell=jax.tree.map(jnp.add, gradients.cell, d_cell))
 
 
 def window_gradients(
@@ -112,139 +118,173 @@ def window_gradients(
 
     Returns the carry after it, the loss's value and aux, and the window's share of the gradient.
     """
-    end, trajectory, currents = network.unroll(carry.network, inputs, stop_z_gradients=True)
+    length = _divisor(len(inputs), network.block_length(*inputs.shape[:2]))
+    blocks, end, trajectory = _forward(network, carry.network, inputs, length)
     value, aux, signals = _signals(loss, network, trajectory, targets, has_aux)
-    block = Block(carry.network, inputs, trajectory.spikes, currents)
-    nothing = _zeros_like(hidden_variables(end.cell))
-    d_start, here, pullback, pre = _block_gradients(
-        feedback, network, zero_gradients(network).cell, block, signals, nothing
-    )
+
+    hidden = hidden_variables(end.cell)
+    nothing = [jnp.zeros_like(x) for x in hidden]
+    units = [[x + float(i == k) for i, x in enumerate(nothing)] for k in range(len(hidden))]
+    total = _readout_of_last(network, trajectory, signals, None)
+    later = Later(nothing, total, [*units, nothing])
+    later, of_units = _reverse(feedback, network, total.cell, blocks, signals, later)
 
     # What came before the window enters by what the carry knows of it.
-    error = network.kappa * signals.outputs[0]
-    d_filtered = feedback.learning_signal(network.w_out, error)
-    w_in, w_rec = (_from_before(d_start, d_filtered, traces) for traces in carry.synapses)
-    before = Presynaptic(w_in, without_autapses(w_rec))
+    error = network.kappa * signals.error[0]
+    costates = [*later.costates, feedback.learning_signal(network.w_out, error)]
+    old, here = carry.synapses, later.gradients
+    before = sum_over_batch(costates, [*old.vectors, old.filtered])
     gradients = Gradients(
-        jax.tree.map(jnp.add, here.synapses, before),
+        here.synapses + before,
         here.w_out + carry.readout.spikes.T @ error,
         here.readout_bias + carry.readout.bias * error.sum(0),
-        here.cell,
+        total.cell,
     )
-    d_spikes = jnp.zeros_like(trajectory.spikes)
-    d_states = _zeros_like(signals.states)
-    rows = [(d_spikes, d_states, unit) for unit in _units(nothing)]
-    fading = _fading(network, trajectory.spikes)
-    rows.append((d_spikes + fading[:, None, None], d_states, nothing))
-    _, through, arrived = jax.vmap(pullback)(jax.tree.map(lambda *x: jnp.stack(x), *rows))
-    through = jnp.stack(through, axis=1)
 
-    def advance(traces: TraceState, pre: Array) -> TraceState:
-        new = jnp.einsum("klbj,lbij->kbij", through, traces.vectors)
-        new = new + jnp.einsum("tbi,ktbj->kbij", pre, arrived)
-        faded = network.kappa ** len(inputs) * traces.filtered
-        return TraceState(vectors=new[:-1], filtered=faded + new[-1])
-
-    synapses = [advance(*pair) for pair in zip(carry.synapses, pre, strict=True)]
-    faded = jax.tree.map(lambda x: network.kappa ** len(inputs) * x, carry.readout)
+    # What leaves it: the old vectors led through the window, and what has arrived in it.
+    pre = network.presynaptic(inputs, carry.network.spikes, trajectory.spikes)
+    *vectors, filtered = [
+        advance_vector(unit, old.vectors, like=trace)
+        + jnp.einsum("tbi,tbj->bij", pre, r[..., : trace.shape[-1]])
+        for unit, r, trace in zip(
+            later.units, of_units, (*old.vectors, old.filtered), strict=True
+        )
+    ]
+    faded = network.kappa ** len(inputs)
     readout = ReadoutTraces(
-        faded.spikes + jnp.tensordot(fading, trajectory.spikes, 1),
-        faded.bias + fading.sum() / network.readout_gain,
+        faded * carry.readout.spikes + jnp.tensordot(signals.fading, trajectory.spikes, 1),
+        faded * carry.readout.bias + signals.fading.sum() / network.readout_gain,
     )
-    return Carry(end, Presynaptic(*synapses), readout), value, aux, gradients
+    synapses = SynapticTraces(vectors, faded * old.filtered + filtered)
+    return Carry(end, synapses, readout), value, aux, gradients
+
+
+def _forward(
+    network: Network, start: NetworkState, inputs: Array, length: int
+) -> tuple[Block, NetworkState, Trajectory]:
+    """The blocks, the state after the last, and what happened."""
+    n_steps = len(inputs)
+    small = n_steps * start.spikes.nbytes <= KEPT_BYTES
+    keep = small or network.n_in + network.cell.n > KEPT_INPUTS
+
+    def forward(state, inputs):
+        end, trajectory, currents = network.unroll(state, inputs, stop_z_gradients=True)
+        spikes = trajectory.spikes > 0 if network.cell.spiking else trajectory.spikes
+        block = Block(state, inputs, spikes, currents if keep else None)
+        return end, (block, trajectory.outputs, trajectory.states)
+
+    # The last block may run over the end; what it does there has no influence on the loss.
+    end, (blocks, outputs, states) = jax.lax.scan(forward, start, in_blocks(inputs, length))
+    outputs, spikes, states = jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[2:])[:n_steps], (outputs, blocks.spikes, states)
+    )
+    return blocks, end, Trajectory(outputs, spikes.astype(outputs.dtype), states)
 
 
 def _signals(
     loss: Loss, network: Network, trajectory: Trajectory, targets: Any, has_aux: bool
-) -> tuple[Any, Any, LossDerivatives]:
-    """`(value, aux, derivatives)`, the error of the outputs led back through the readout's leak.
-
-    What enters the readout at t is in y_t' of every later t', by κ^(t'-t).
-    """
-    spikes = trajectory.spikes.astype(trajectory.outputs.dtype)
-    value, aux, derivatives = differentiate_loss(
-        loss, trajectory._replace(spikes=spikes), targets, has_aux
+) -> tuple[Any, Any, Signals]:
+    """`(value, aux, signals)` of the loss."""
+    value, aux, derivatives = differentiate_loss(loss, trajectory, targets, has_aux)
+    nothing = jnp.zeros_like(derivatives.outputs[:1])
+    error = leaky_filter(derivatives.outputs, network.kappa, nothing[0], reverse=True)
+    ages = jnp.arange(len(error) - 1, -1, -1, dtype=error.dtype)
+    signals = Signals(
+        error,
+        jnp.concatenate([nothing, error[:-1]]),
+        derivatives.spikes,
+        derivatives.states,
+        network.readout_gain * network.kappa**ages,
     )
-    nothing = jnp.zeros_like(derivatives.outputs[0])
-    error = leaky_filter(derivatives.outputs, network.kappa, nothing, reverse=True)
-    return value, aux, derivatives._replace(outputs=error)
+    return value, aux, signals
 
 
-def _block_gradients(
+def _reverse(
     feedback: AbstractFeedback,
     network: Network,
     trainable_cell: Any,
-    block: Block,
-    signals: LossDerivatives,
-    d_end: list[Array],
-) -> tuple[list[Array], Gradients, Any, Presynaptic]:
-    """The gradient from one block, given λ after it.
+    blocks: Block,
+    signals: Signals,
+    later: Later,
+) -> tuple[Later, list[Float[Array, "time batch n_rec"]]]:
+    """From the last block to the first. Returns also r_t of each unit vector."""
+    gain = network.readout_gain
 
-    Returns λ before it, the gradient, and how other cotangents on what its neurons did (spikes,
-    states, last state) pull back to the cell's parameters, the first state and the currents.
+    def reverse(later: Later, now: tuple[Block, Signals]) -> tuple[Later, list[Array]]:
+        block, signals = now
+        spikes = block.spikes.astype(signals.error.dtype)
+        pre = network.presynaptic(block.inputs, block.start.spikes, spikes)
+        pullback = _neurons(network, trainable_cell, block, pre, signals.states is not None)
+
+        d_spikes = gain * feedback.learning_signal(network.w_out, signals.error)
+        if signals.spikes is not None:
+            d_spikes = d_spikes + signals.spikes
+        d_cell, costates, d_currents = pullback((d_spikes, signals.states, later.costates))
+
+        # One product for all weights: z_t of the readout is z_{t-1} of the next step's synapses.
+        post = jnp.concatenate([d_currents, gain * signals.error_tm1], axis=-1)
+        product = jnp.tensordot(pre, post, axes=((0, 1), (0, 1)))
+        here = Gradients(
+            synapses=product[:, : network.cell.n],
+            w_out=product[network.n_in :, network.cell.n :],
+            readout_bias=signals.error.sum((0, 1)),
+            cell=d_cell,
+        )
+        gradients = jax.tree.map(jnp.add, later.gradients, here)
+
+        nothing = jnp.zeros_like(d_spikes)
+        fading = jnp.broadcast_to(signals.fading[:, None, None], nothing.shape)
+        no_states = jax.tree.map(jnp.zeros_like, signals.states)
+        seen = [nothing] * (len(later.units) - 1) + [fading]
+        pulled = [
+            pullback((d_spikes, no_states, unit))
+            for d_spikes, unit in zip(seen, later.units, strict=False)
+        ]
+        units = [unit for _, unit, _ in pulled]
+        return Later(costates, gradients, units), [r for _, _, r in pulled]
+
+    length = blocks.spikes.shape[1]
+    in_turn = (blocks, jax.tree.map(lambda x: in_blocks(x, length), signals))
+    later, of_units = jax.lax.scan(reverse, later, in_turn, reverse=True)
+    return later, [x.reshape(-1, *x.shape[2:]) for x in of_units]
+
+
+def _readout_of_last(
+    network: Network, trajectory: Trajectory, signals: Signals, trainable_cell: Any
+) -> Gradients:
+    """The gradient from the last z_t, which is no later step's z_{t-1}."""
+    w_out = network.readout_gain * trajectory.spikes[-1].T @ signals.error[-1]
+    return zero_gradients(network, trainable_cell)._replace(w_out=w_out)
+
+
+def _neurons(
+    network: Network, trainable_cell: Any, block: Block, pre: Array, with_states: bool
+) -> Callable[[Any], tuple[Any, list[Array], Array]]:
+    """Run the neurons of a block, each by itself, under the currents that they got.
+
+    Returns how cotangents on what they did (spikes, states, last state) pull back to those on the
+    cell's parameters, the first state and the currents.
     """
-    spikes = block.spikes.astype(network.w_in.dtype)
-    pre = network.presynaptic(block.inputs, block.start.spikes, spikes)
-    currents = block.currents
-    if currents is None:
-        currents = pre.w_in @ network.w_in + pre.w_rec @ without_autapses(network.w_rec)
+    currents = pre @ network.synapses if block.currents is None else block.currents
+    z_tm1 = pre[..., network.n_in :]
     hidden, counters = eqx.partition(block.start.cell, eqx.is_inexact_array)
-    structure = jax.tree.structure(hidden)
+    leaves, structure = jax.tree.flatten(hidden)
 
-    def neurons(trainable_cell, hidden, currents):
+    def neurons(trainable_cell, leaves, currents):
         cell = eqx.combine(trainable_cell, network.cell)
 
         def step(state, now):
             state = cell.step(state, *now)
-            seen = None if signals.states is None else hidden_variables(state)
-            return state, (cell.output(state), seen)
+            return state, (cell.output(state), hidden_variables(state) if with_states else None)
 
-        start = eqx.combine(structure.unflatten(hidden), counters)
-        last, (spikes, states) = jax.lax.scan(step, start, (currents, pre.w_rec))
+        start = eqx.combine(structure.unflatten(leaves), counters)
+        last, (spikes, states) = jax.lax.scan(step, start, (currents, z_tm1))
         return spikes, states, hidden_variables(last)
 
-    _, pullback = jax.vjp(neurons, trainable_cell, jax.tree.leaves(hidden), currents)
-    signal = network.readout_gain * feedback.learning_signal(network.w_out, signals.outputs)
-    if signals.spikes is not None:
-        signal = signal + signals.spikes
-    d_cell, d_start, d_current = pullback((signal, signals.states, d_end))
-    gradients = Gradients(
-        Presynaptic(
-            _outer(pre.w_in, d_current), without_autapses(_outer(pre.w_rec, d_current))
-        ),
-        network.readout_gain * _outer(spikes, signals.outputs),
-        signals.outputs.sum((0, 1)),
-        d_cell,
-    )
-    return d_start, gradients, pullback, pre
+    return jax.vjp(neurons, trainable_cell, leaves, currents)[1]
 
 
-def _start(network: Network, cell: Any, batch: int) -> list[Array]:
-    network = eqx.tree_at(lambda net: net.cell, network, eqx.combine(cell, network.cell))
-    return hidden_variables(network.init(batch).cell)
-
-
-def _zeros_like(tree: Any) -> Any:
-    return jax.tree.map(jnp.zeros_like, tree)
-
-
-def _outer(pre: Float[Array, "time batch i"], post: Float[Array, "time batch j"]) -> Array:
-    return jnp.tensordot(pre, post, axes=((0, 1), (0, 1)))
-
-
-def _from_before(
-    d_hidden: list[Array], d_filtered: Array, traces: TraceState
-) -> Float[Array, "n_pre n_post"]:
-    """(D_1ᵀ λ_1) · ε, for the hidden variables and for the readout's filter."""
-    gradient = jnp.einsum("bj,bij->ij", d_filtered, traces.filtered)
-    return gradient + jnp.einsum("kbj,kbij->ij", jnp.stack(d_hidden), traces.vectors)
-
-
-def _units(like: list[Array]) -> list[list[Array]]:
-    return [[x + float(i == k) for i, x in enumerate(like)] for k in range(len(like))]
-
-
-def _fading(network: Network, spikes: Array) -> Float[Array, " time"]:
-    """By how much the spikes of each step are in the readout after the last."""
-    ages = jnp.arange(len(spikes) - 1, -1, -1, dtype=spikes.dtype)
-    return network.readout_gain * network.kappa**ages
+def _divisor(n_steps: int, at_most: int) -> int:
+    """A block length without remainder; the whole window where the only ones are very short."""
+    length = max(d for d in range(1, at_most + 1) if n_steps % d == 0)
+    return length if 4 * length >= at_most else n_steps

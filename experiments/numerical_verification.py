@@ -12,7 +12,7 @@ Control: e-prop must differ from BPTT; if it did not, the checks could not fail.
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -88,11 +88,14 @@ class Config:
         return self.results / self.run.format(precision=self.precision, seed=self.seed)
 
 
+Numbers = np.ndarray | jax.Array
+
+
 class Comparison(NamedTuple):
     """Gradients found in two ways, `[n_pre, n_rec]` by the name of the weights."""
 
-    reference: dict[str, np.ndarray]
-    candidate: dict[str, np.ndarray]
+    reference: Mapping[str, Numbers]
+    candidate: Mapping[str, Numbers]
 
     def errors(self) -> dict[str, float]:
         """Largest difference as a fraction of the largest entry; NaN where all entries are zero."""
@@ -106,13 +109,13 @@ class Comparison(NamedTuple):
 class Findings(NamedTuple):
     """About one network; sequences are `[time, batch, ...]`."""
 
-    inputs: np.ndarray
-    spikes: np.ndarray
-    total_derivative: np.ndarray
+    inputs: Numbers
+    spikes: Numbers
+    total_derivative: Numbers
     """dE/dz_t."""
-    learning_signal: np.ndarray
+    learning_signal: Numbers
     """E-prop's, with symmetric feedback."""
-    traces: dict[str, np.ndarray]
+    traces: Mapping[str, Numbers]
     """Eligibility traces by the name of the weights."""
     comparisons: dict[str, Comparison]
     """By the names in `CHECKS`."""

@@ -15,7 +15,6 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -51,22 +50,23 @@ SIGNED = LinearSegmentedColormap.from_list(
 
 def style() -> AbstractContextManager[None]:
     """The style of all figures, in a `with` statement around drawing and `save`."""
-    settings = {
-        "font.size": 8,
-        "axes.titlesize": 8,
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.6,
-        "xtick.major.width": 0.6,
-        "ytick.major.width": 0.6,
-        "lines.linewidth": 1.2,
-        "legend.frameon": False,
-        "legend.fontsize": 7,
-        "figure.constrained_layout.use": True,
-        "savefig.dpi": 200,
-    }
-    return matplotlib.rc_context(settings)
+    return matplotlib.rc_context(
+        {
+            "font.size": 8,
+            "axes.titlesize": 8,
+            "axes.titlelocation": "left",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.linewidth": 0.6,
+            "xtick.major.width": 0.6,
+            "ytick.major.width": 0.6,
+            "lines.linewidth": 1.2,
+            "legend.frameon": False,
+            "legend.fontsize": 7,
+            "figure.constrained_layout.use": True,
+            "savefig.dpi": 200,
+        }
+    )
 
 
 def raster(
@@ -96,7 +96,7 @@ def traces(
     times = np.arange(len(values)) * dt
     names = labels or [None] * values.shape[1]
     for line, label, arguments in zip(values.T, names, cycle(styles), strict=False):
-        axes.plot(times, line, **(arguments | {"label": label}))
+        axes.plot(times, line, label=label, **arguments)
     if labels:
         axes.legend(loc="upper left", handlelength=2.5)
     time_axis(axes, len(values), dt)
@@ -158,15 +158,16 @@ def weight_image(
 
 
 def colour_bar(
-    image: AxesImage, axes: Axes | Sequence[Axes], label: str, **arguments: Any
+    image: AxesImage, axes: Axes | Sequence[Axes], label: str, **changes: Any
 ) -> Colorbar:
-    """The scale of a signed image: its two ends and zero."""
+    """The scale of a signed image beside its axes, marked at its ends and zero."""
     figure = axes.figure if isinstance(axes, Axes) else axes[0].figure
-    bar = figure.colorbar(image, ax=axes, label=label, **({"aspect": 15} | arguments))
-    limit = image.norm.vmax
-    bar.set_ticks(
-        [-limit, 0, limit], labels=[f"{x:.2g}".replace("-", "−") for x in (-limit, 0, limit)]
-    )
+    arguments: dict[str, Any] = {"aspect": 15, "label": label} | changes
+    bar = figure.colorbar(image, ax=axes, **arguments)
+    low, high = image.get_clim()
+    assert low is not None and high is not None
+    ticks = [low, 0.0, high]
+    bar.set_ticks(ticks, labels=[f"{x:.2g}".replace("-", "−") for x in ticks])
     bar.outline.set_linewidth(0.4)
     return bar
 
@@ -178,7 +179,6 @@ def time_axis(axes: Axes, n_steps: int, dt: float) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Writes the whole figure or nothing; the format is that of the path's ending."""
-    FigureCanvasAgg(figure)
     kind = path.suffix.lstrip(".")
     write_atomically(path, lambda file: figure.savefig(file, format=kind))
 

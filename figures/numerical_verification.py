@@ -34,8 +34,8 @@ def draw(folder: Path) -> Path:
     with np.load(folder / "arrays.npz") as arrays:
         found = {name.removeprefix(f"{NETWORK}."): array for name, array in arrays.items()}
     with plotting.style():
-        figure = Figure(figsize=(9.4, 9.4), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+        figure = Figure(figsize=(9.4, 9.4))
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.15)).flat
         _gradients(above, found, config, metrics["networks"][NETWORK]["relative_errors"])
         _sequence(below, found, config)
         path = folder / "figure.png"
@@ -55,7 +55,7 @@ def _gradients(
             triples[check, weights] = (first, second, second - first)
     largest = max(np.abs(x).max() for triple in triples.values() for x in triple)
 
-    for part, check in zip(figure.subfigures(1, 2, wspace=0.03), TITLES, strict=True):
+    for part, check in zip(figure.subfigures(1, 2, squeeze=False).flat, TITLES, strict=True):
         relative = ", ".join(f"{x:.0e} ({SYMBOLS[w]})" for w, x in errors[check].items())
         title = f"{TITLES[check]}\n     relative error {relative.replace('-', '−')}"
         part.suptitle(title, x=0.01, ha="left", fontsize=8)
@@ -73,18 +73,18 @@ def _check(
     config: dict[str, Any],
 ) -> None:
     """W_in's gradients above W_rec's."""
-    n_lif, n = config["n_lif"], config["n_lif"] + config["n_alif"]
     heights = [len(triple[0]) for triple in triples]
     panels = figure.subplots(2, 3, sharex=True, sharey="row", height_ratios=heights)
     for row, triple, autapses in zip(panels, triples, (True, False), strict=True):
         for axes, values, limit in zip(row, triple, limits, strict=True):
             plotting.weight_image(axes, values, limit, autapses=autapses)
-            axes.axvline(n_lif + 0.5, color="black", linewidth=0.8)
-    panels[0, 0].set_ylabel("input $i$")
-    panels[1, 0].set_ylabel("presynaptic neuron $i$")
-    panels[1, 1].set_xlabel(f"postsynaptic neuron $j$  ({_populations(n_lif, n)})")
-    panels[1, 2].set_xlabel("hatched: no autapses", color="0.35")
-    for columns, label in ((slice(0, 2), "gradient $dE/dW_{ij}$"), (slice(2, 3), "rounding")):
+            axes.axvline(config["n_lif"] + 0.5, color="black", linewidth=0.8)
+    panels[0, 0].set_ylabel("from input $i$")
+    panels[1, 0].set_ylabel("from neuron $i$")
+    for axes in panels[1]:
+        axes.set_xlabel("onto neuron $j$")
+    gradient = "gradient $dE/dW_{ij}$  (hatched: no autapses)"
+    for columns, label in ((slice(0, 2), gradient), (slice(2, 3), "rounding")):
         beside = panels[:, columns].ravel().tolist()
         aspect = 15 * len(beside) / 2
         plotting.colour_bar(beside[0].images[0], beside, label, location="bottom", aspect=aspect)

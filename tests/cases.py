@@ -23,9 +23,9 @@ class DendriteState(NamedTuple):
 class DendriteLIF(eprop.AbstractCell):
     """A cell as a user writes it, with no entry of D, b or c that is always zero.
 
-        i_t = a i_{t-1} + I_t - 0.1 v_{t-1}             a synaptic current with feedback from v
-        v_t = α v_{t-1} + 0.3 i_t - v_th z_{t-1}
-        z_t = 1 if v_t + 0.2 i_t > v_th and not refractory
+    i_t = a i_{t-1} + I_t - 0.1 v_{t-1}             a synaptic current with feedback from v
+    v_t = α v_{t-1} + 0.3 i_t - v_th z_{t-1}
+    z_t = 1 if v_t + 0.2 i_t > v_th and not refractory
     """
 
     n: int = eqx.field(static=True)
@@ -78,40 +78,40 @@ class TrainableLIF(eprop.AbstractCell):
         return eprop.Triangular().spike((state.v - self.v_th[None]) / self.v_th[None])
 
 
-def lif(n, n_refractory, scale_current, dt, rng):
+def lif(n, o, draw):
     return eprop.LIF(
         n,
-        tau_v=rng.uniform(5, 30, n),
-        v_th=rng.uniform(0.5, 0.8, n),
-        n_refractory=_per_neuron(n_refractory, n, rng),
-        dt=dt,
-        scale_current=scale_current,
+        tau_v=draw(5, 30),
+        v_th=draw(0.5, 0.8),
+        n_refractory=_fewer_for_some(o.n_refractory, draw),
+        dt=o.dt,
+        scale_current=o.scale_current,
     )
 
 
-def alif(n, n_refractory, scale_current, dt, rng):
+def alif(n, o, draw):
     return eprop.ALIF(
         n,
-        tau_v=rng.uniform(5, 30, n),
-        v_th=rng.uniform(0.5, 0.8, n),
-        n_refractory=_per_neuron(n_refractory, n, rng),
-        dt=dt,
-        scale_current=scale_current,
-        tau_a=rng.uniform(20, 200, n),
-        beta=rng.uniform(0.1, 0.5, n) * (np.arange(n) % 3 > 0),  # some are LIF
+        tau_v=draw(5, 30),
+        v_th=draw(0.5, 0.8),
+        n_refractory=_fewer_for_some(o.n_refractory, draw),
+        dt=o.dt,
+        scale_current=o.scale_current,
+        tau_a=draw(20, 200),
+        beta=np.maximum(draw(-0.2, 0.5), 0) if o.heterogeneous else 0.3,  # some are LIF
         surrogate=eprop.FastSigmoid(),
     )
 
 
-def dendrite_lif(n, n_refractory, scale_current, dt, rng):
-    del scale_current
-    tau_i, tau_v = rng.uniform(2, 8, n).tolist(), rng.uniform(5, 30, n).tolist()
-    return DendriteLIF(n, tuple(tau_i), tuple(tau_v), n_refractory, dt)
+def dendrite_lif(n, o, draw):
+    def each(low, high):
+        return tuple(np.broadcast_to(draw(low, high), n).tolist())
+
+    return DendriteLIF(n, each(2, 8), each(5, 30), o.n_refractory, o.dt)
 
 
-def _per_neuron(n_refractory, n, rng):
-    """As it is, or fewer steps for some neurons."""
-    return np.where(rng.random(n) < 0.3, n_refractory // 2, n_refractory)
+def _fewer_for_some(n_refractory, draw):
+    return np.where(draw(0, 1) < 0.3, n_refractory // 2, n_refractory)
 
 
 CELLS = {"LIF": lif, "ALIF": alif, "own cell": dendrite_lif}
@@ -119,7 +119,10 @@ CELLS = {"LIF": lif, "ALIF": alif, "own cell": dendrite_lif}
 
 @dataclass(frozen=True)
 class Options:
-    """What may vary from case to case. `terms`: what the loss looks at."""
+    """What may vary from case to case.
+
+    `heterogeneous`: whether a cell's parameters differ by neuron; `terms`: what the loss looks at.
+    """
 
     n_in: int = 3
     n_rec: int = 6
@@ -128,6 +131,7 @@ class Options:
     n_steps: int = 15
     n_refractory: int = 1
     dt: float = 1.0
+    heterogeneous: bool = True
     scale_current: bool = False
     scale_readout: bool = False
     readout_bias: bool = False
@@ -152,11 +156,12 @@ class Case(NamedTuple):
         return self.value_and_grad(rule)[1]
 
 
-def make_case(cell: str, options: Options = Options()) -> Case:  # noqa: B008 (immutable)
+def make_case(cell: str, options: Options = Options()) -> Case:
     """A case from its options alone, always the same."""
     o = options
     rng = np.random.default_rng(o.seed)
-    neurons = CELLS[cell](o.n_rec, o.n_refractory, o.scale_current, o.dt, rng)
+    size = o.n_rec if o.heterogeneous else None
+    neurons = CELLS[cell](o.n_rec, o, lambda low, high: rng.uniform(low, high, size))
     strength = 1.0
     if o.scale_current and cell != "own cell":  # the weights make up for ζ, to keep them spiking
         strength = 1 / -np.expm1(-o.dt / np.asarray(neurons.tau_v))
@@ -177,7 +182,9 @@ def make_case(cell: str, options: Options = Options()) -> Case:  # noqa: B008 (i
         "importance": rng.uniform(0.5, 1.5, o.n_steps),
     }
     inputs = rng.random((*shape, o.n_in)) < 0.5
-    return Case(network, inputs, targets, sum_over_time(o.terms), rng.normal(size=(o.n_rec, o.n_out)))
+    return Case(
+        network, inputs, targets, sum_over_time(o.terms), rng.normal(size=(o.n_rec, o.n_out))
+    )
 
 
 def sum_over_time(terms: tuple[str, ...]) -> Callable:

@@ -21,9 +21,10 @@ def assert_close(actual, expected, tolerance: float, name: str = "array") -> Non
     assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, not {expected.shape}"
     error = relative_error(actual, expected)
     if not error <= tolerance:
-        raise AssertionError(f"{name}: relative error {error:.2e} > {tolerance:.0e}\n" + _worst(
-            actual.astype(np.float64), expected.astype(np.float64)
-        ))
+        raise AssertionError(
+            f"{name}: relative error {error:.2e} > {tolerance:.0e}\n"
+            + _worst(actual.astype(np.float64), expected.astype(np.float64))
+        )
 
 
 def assert_trees_close(actual, expected, tolerance: float, name: str = "") -> None:

@@ -63,7 +63,11 @@ def _elig_alif(r):
         beta=r["beta"],
         surrogate=eprop.Triangular(gamma=float(r["gamma"])),
     )
-    return cell, {"mean": _mean, "half_sum": _half_sum, "cls": _class}[str(r["kind"])](r), r["tau_out"]
+    return (
+        cell,
+        {"mean": _mean, "half_sum": _half_sum, "cls": _class}[str(r["kind"])](r),
+        r["tau_out"],
+    )
 
 
 def _light_lif(r):

@@ -13,9 +13,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import eprop
+import eprop.network
 import eprop.windowed
 from tests.cases import CELLS, Options, make_case
 from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 TOLERANCE = 1e-10
 AUTODIFF = eprop.BPTT(stop_z_gradients=True)
@@ -35,6 +38,7 @@ options = st.builds(
     n_steps=st.integers(9, 20),
     n_refractory=st.sampled_from([0, 1, 5]),
     dt=st.sampled_from([0.5, 1.0, 2.0]),
+    heterogeneous=st.booleans(),
     scale_current=st.booleans(),
     scale_readout=st.booleans(),
     readout_bias=st.booleans(),
@@ -43,7 +47,9 @@ options = st.builds(
 )
 NO_REFRACTORY_TIME = Options(n_steps=12, n_refractory=0, scale_readout=True, terms=TERMS[1])
 ONE_STEP = Options(n_steps=13, n_refractory=1, readout_bias=True, terms=TERMS[2], seed=1)
-FIVE_STEPS = Options(n_refractory=5, scale_current=True, readout_bias=True, scale_readout=True)
+FIVE_STEPS = Options(
+    n_refractory=5, heterogeneous=False, scale_current=True, readout_bias=True, scale_readout=True
+)
 
 
 def on_every_cell(max_examples):
@@ -62,21 +68,31 @@ def on_every_cell(max_examples):
 
 def windows(n_steps):
     """Dividing the sequence and not, up to the whole of it and beyond."""
-    return [1, 2, 7, n_steps - 1, n_steps, n_steps + 3, None]
+    return [2, 7, n_steps - 1, n_steps, n_steps + 3]
 
 
-@on_every_cell(max_examples=3)
-def test_recursion_and_windows_and_autodiff(cell, options):
-    case = make_case(cell, options)
+def assert_windows_agree(case, windows):
     value, expected = case.value_and_grad(AUTODIFF)
     assert_alive(case.network, case.inputs, expected)
-    for window in windows(options.n_steps):
+    for window in windows:
         actual_value, actual = case.value_and_grad(eprop.EProp(window=window))
         assert_close(actual_value, value, TOLERANCE, f"loss with window={window}")
         assert_trees_close(actual, expected, TOLERANCE, f"window={window}")
 
 
 @on_every_cell(max_examples=3)
+def test_recursion_and_windows_and_autodiff(cell, options):
+    drawn = windows(options.n_steps)[options.seed % 5]
+    assert_windows_agree(make_case(cell, options), [1, drawn, None])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_window(cell):
+    options = Options(n_steps=14, n_refractory=5, readout_bias=True)
+    assert_windows_agree(make_case(cell, options), [1, 4, *windows(14), None])
+
+
+@on_every_cell(max_examples=2)
 def test_factorisation_with_the_total_derivative_is_bptt(cell, options):
     """dE/dW = Σ_t (dE/dz_t e_t + ∂E/∂s_t · ε_t)."""
     case = make_case(cell, options)
@@ -108,28 +124,29 @@ def autodiff_with_feedback(case, b):
 
     def loss(network):
         trajectory = network(case.inputs, stop_z_gradients=True)
-        y, outputs = 0, []
-        for z in trajectory.spikes:
+        bias = 0.0 if network.readout_bias is None else network.readout_bias[None]
+
+        def step(y, z):
             z_fixed = jax.lax.stop_gradient(z)
             drive = z_fixed @ network.w_out + (z - z_fixed) @ b
-            y = network.kappa * y + network.readout_gain * drive
-            if network.readout_bias is not None:
-                y = y + network.readout_bias[None]
-            outputs.append(y)
-        return case.loss(trajectory._replace(outputs=jnp.stack(outputs)), case.targets)
+            y = network.kappa * y + network.readout_gain * drive + bias
+            return y, y
+
+        nothing = jnp.zeros_like(trajectory.outputs[0])
+        _, outputs = jax.lax.scan(step, nothing, trajectory.spikes)
+        return case.loss(trajectory._replace(outputs=outputs), case.targets)
 
     return jax.jit(jax.grad(loss))(case.network)
 
 
-@on_every_cell(max_examples=3)
+@on_every_cell(max_examples=2)
 def test_random_feedback(cell, options):
     case = make_case(cell, options)
     expected = autodiff_with_feedback(case, case.b)
     assert_alive(case.network, case.inputs, expected)
-    for feedback in (eprop.RandomFeedback(case.b), eprop.AdaptiveFeedback(case.b)):
-        for window in (1, 7) if isinstance(feedback, eprop.RandomFeedback) else (None,):
-            actual = case.grad(eprop.EProp(feedback, window))
-            assert_trees_close(actual, expected, TOLERANCE, f"{feedback}, window={window}")
+    for window in (1, windows(options.n_steps)[options.seed % 3], None):
+        actual = case.grad(eprop.EProp(eprop.RandomFeedback(case.b), window))
+        assert_trees_close(actual, expected, TOLERANCE, f"window={window}")
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -139,25 +156,25 @@ def test_the_oracle_of_random_feedback_with_symmetric_feedback(cell):
     assert_trees_close(oracle, case.grad(AUTODIFF), TOLERANCE)
 
 
-@pytest.mark.parametrize("steps_per_block", [1, 4, 7, 14])
+@pytest.mark.parametrize(
+    ("steps_per_block", "length", "keep_currents"),
+    [(1, 1, True), (4, 4, False), (7, 5, True), (7, 5, False), (14, 8, False)],
+)
 @pytest.mark.parametrize("cell", CELLS)
-def test_blocks(cell, steps_per_block, monkeypatch):
-    """However a window is cut into blocks of steps, the last of which may run over its end."""
+def test_blocks(cell, steps_per_block, length, keep_currents, monkeypatch):
+    """However a sequence is cut into blocks, the last of which may run over its end."""
     case = make_case(cell, Options(n_steps=15, n_refractory=2, readout_bias=True))
-    expected = case.grad(AUTODIFF)
+    trajectory, (value, expected) = case.network(case.inputs), case.value_and_grad(AUTODIFF)
     assert_alive(case.network, case.inputs, expected)
-    _, batch, n_rec = case.network(case.inputs).spikes.shape
-    lengths = []
-    split = eprop.windowed._in_blocks
+    _, batch, n_rec = trajectory.spikes.shape
+    assert case.network.block_length(15, batch) == 15
 
-    def spy(x, length):
-        lengths.append(length)
-        return split(x, length)
-
-    monkeypatch.setattr(eprop.windowed, "_in_blocks", spy)
-    monkeypatch.setattr(eprop.windowed, "BLOCK_BYTES", 8 * batch * n_rec * steps_per_block)
-    actual = case.grad(eprop.EProp())
-    assert set(lengths) == {{1: 1, 4: 4, 7: 5, 14: 8}[steps_per_block]}
+    monkeypatch.setattr(eprop.network, "BLOCK_BYTES", 8 * batch * n_rec * steps_per_block)
+    monkeypatch.setattr(eprop.windowed, "KEPT_BYTES", 2**20 if keep_currents else 0)
+    assert case.network.block_length(15, batch) == length
+    assert_trees_close(case.network(case.inputs), trajectory, TOLERANCE)
+    actual_value, actual = case.value_and_grad(eprop.EProp())
+    assert_close(actual_value, value, TOLERANCE, "loss")
     assert_trees_close(actual, expected, TOLERANCE)
 
 

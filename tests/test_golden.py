@@ -175,7 +175,9 @@ def test_e_prop_by_traces(golden):
 
 
 @pytest.mark.parametrize("rule", ["recursion", "windows"])
-@pytest.mark.parametrize("name", [name for name in golden_cases.NAMES if "_a_" in name or "_b_" in name])
+@pytest.mark.parametrize(
+    "name", [name for name in golden_cases.NAMES if "_a_" in name or "_b_" in name]
+)
 def test_e_prop_in_windows(name, rule):
     """Where the loss is a sum over time."""
     value, actual = gradients(name, rule)
