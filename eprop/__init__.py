@@ -11,6 +11,8 @@ from .traces import EligibilityTraces, eligibility_traces
 
 __all__ = [
     "ALIF",
+    "BPTT",
+    "LIF",
     "ALIFState",
     "AbstractCell",
     "AbstractFeedback",
@@ -18,13 +20,11 @@ __all__ = [
     "AbstractSurrogate",
     "AdaptiveFeedback",
     "Arctan",
-    "BPTT",
     "EProp",
     "EligibilityTraces",
     "Exponential",
     "FastSigmoid",
     "Jacobians",
-    "LIF",
     "LIFState",
     "LearningSignals",
     "Network",

@@ -166,7 +166,7 @@ class LIF(AbstractCell):
         scale_current: bool = False,
         surrogate: AbstractSurrogate = Triangular(),  # noqa: B008 (immutable)
     ):
-        """**Arguments** (all but `n`, `dt`, `scale_current`, `surrogate`: a number, or one per neuron):
+        """**Arguments** (τ_v, v_th and n_refractory are one number, or one per neuron):
 
         - `n`: number of neurons.
         - `tau_v`: membrane time constant τ_v in ms.
@@ -235,7 +235,7 @@ class ALIF(AbstractCell):
         beta: Any = 0.0174,
         surrogate: AbstractSurrogate = Triangular(),  # noqa: B008 (immutable)
     ):
-        """**Arguments** (as for `LIF`, and):
+        """**Arguments** as for `LIF`, and, one number or one per neuron:
 
         - `tau_a`: time constant of the adaptation τ_a in ms.
         - `beta`: β, by how much a spike raises the threshold, in units of the membrane potential.

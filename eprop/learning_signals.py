@@ -78,9 +78,7 @@ def _looked_at(function: Callable[[Trajectory], Array], trajectory: Trajectory) 
     jaxpr = jax.make_jaxpr(function)(trajectory).jaxpr
     read = {id(x) for equation in jaxpr.eqns for x in equation.invars}
     read |= {id(x) for x in jaxpr.outvars}
-    return jax.tree.unflatten(
-        jax.tree.structure(trajectory), [id(x) in read for x in jaxpr.invars]
-    )
+    return jax.tree.unflatten(jax.tree.structure(trajectory), [id(x) in read for x in jaxpr.invars])
 
 
 def learning_signals(

@@ -252,7 +252,7 @@ class Network(eqx.Module):
 
     @property
     def synapses(self) -> Float[Array, "n_pre n_rec"]:
-        """The weights that `presynaptic` activity meets, W_in above W_rec: I_t = pre_t @ synapses."""
+        """W_in above W_rec, so that I_t = `presynaptic` activity @ `synapses`."""
         return jnp.concatenate([self.w_in, without_autapses(self.w_rec)])
 
     def split(self, of_synapses: Shaped[Array, "*more n_pre n_post"]) -> Synapses:
@@ -266,7 +266,9 @@ def without_autapses(w_rec: Shaped[Array, "*more n n"]) -> Shaped[Array, "*more 
     return jnp.where(jnp.eye(w_rec.shape[-1], dtype=bool), jnp.zeros((), w_rec.dtype), w_rec)
 
 
-def in_blocks(x: Shaped[Array, "time *shape"], length: int) -> Shaped[Array, "blocks {length} *shape"]:
+def in_blocks(
+    x: Shaped[Array, "time *shape"], length: int
+) -> Shaped[Array, "blocks {length} *shape"]:
     """The sequence cut into blocks of `length` steps, with zeros at the end to fill the last."""
     missing = -len(x) % length
     if missing:
@@ -286,7 +288,6 @@ def leaky_filter(
     A block of steps is one product with the filter's response: a loop over single steps of so
     little work would take longer than the network itself.
     """
-
     if reverse:
         return leaky_filter(drive[::-1], decay, start)[::-1]
     n_steps = len(drive)

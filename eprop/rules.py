@@ -37,7 +37,7 @@ class AbstractRule(eqx.Module):
         """
 
     @abstractmethod
-    def after_update(self, network: Network, updates: Network) -> tuple[Network, "AbstractRule"]:
+    def after_update(self, network: Network, updates: Any) -> tuple[Network, "AbstractRule"]:
         """The network and the rule after the optimiser's `updates`."""
 
 
@@ -80,7 +80,7 @@ class EProp(AbstractRule):
     the loss returns as auxiliary output gets a leading axis of windows.
     """
 
-    feedback: AbstractFeedback = SymmetricFeedback()  # noqa: RUF009 (immutable)
+    feedback: AbstractFeedback = SymmetricFeedback()
     window: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
@@ -107,8 +107,9 @@ class EProp(AbstractRule):
 
         def step(state, now):
             carry, total = state
+            inputs, targets = now
             carry, value, aux, gradients = evaluate(
-                loss, self.feedback, network, carry, *now, has_aux
+                loss, self.feedback, network, carry, inputs, targets, has_aux
             )
             return (carry, jax.tree.map(jnp.add, total, gradients)), (value, aux)
 
@@ -184,7 +185,7 @@ def grad(
 
 
 def apply_updates(
-    network: Network, updates: Network, rule: AbstractRule
+    network: Network, updates: Any, rule: AbstractRule
 ) -> tuple[Network, AbstractRule]:
     """The network and the rule after the optimiser's `updates`, in place of optax's.
 

@@ -8,7 +8,8 @@ with the Jacobians D, b and c of the neuron's own equations. For `ALIF` this is 
 Bellec et al. 2020.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -126,22 +127,24 @@ def step_traces(
         + pre[:, :, None] * jacobians.current[k, :, None, : vector.shape[-1]]
         for k, vector in enumerate(traces.vectors)
     ]
-    trace = sum(c[:, None, :] * vector for c, vector in zip(jacobians.output, vectors, strict=True))
+    products = (c[:, None] * x for c, x in zip(jacobians.output, vectors, strict=True))
+    trace = functools.reduce(jnp.add, products)
     return SynapticTraces(vectors, kappa * traces.filtered + gain * trace), trace
 
 
 def advance_vector(
-    row: Sequence[Float[Array, "batch n_post"]],
+    row: Iterable[Float[Array, "batch n_post"]],
     vectors: list[Float[Array, "batch n_pre n_post_or_1"]],
     like: Float[Array, "batch n_pre n_post_or_1"],
 ) -> Float[Array, "batch n_pre n_post_or_1"]:
     """Σ_l D_kl ε_l, of the shape of `like`: a common vector comes from common ones alone."""
     width = like.shape[-1]
-    return sum(
+    terms = (
         d[:, None, :width] * vector
         for d, vector in zip(row, vectors, strict=True)
         if vector.shape[-1] <= width
     )
+    return functools.reduce(jnp.add, terms)
 
 
 def sum_over_batch(
@@ -154,7 +157,9 @@ def sum_over_batch(
     """
 
     def add(total, example):
-        return total + sum(signal[None] * trace for signal, trace in zip(*example, strict=True)), None
+        return total + sum(
+            signal[None] * trace for signal, trace in zip(*example, strict=True)
+        ), None
 
     n_pre, n_post = traces[0].shape[1], signals[0].shape[1]
     nothing = jnp.zeros((n_pre, n_post), signals[0].dtype)
@@ -188,9 +193,7 @@ def eligibility_traces(
     def step(traces, now):
         pre_t, state_tm1, current = now
         jacobians = network.cell.jacobians(state_tm1, current)
-        traces, trace = step_traces(
-            traces, jacobians, pre_t, network.kappa, network.readout_gain
-        )
+        traces, trace = step_traces(traces, jacobians, pre_t, network.kappa, network.readout_gain)
         seen = [*traces.vectors, trace, traces.filtered]
         return traces, [jnp.broadcast_to(x, trace.shape)[..., post] for x in seen]
 

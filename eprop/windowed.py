@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from .cells import hidden_variables
 from .feedback import AbstractFeedback
-from .learning_signals import Loss, LossDerivatives, differentiate_loss
+from .learning_signals import Loss, differentiate_loss
 from .network import Network, NetworkState, Trajectory, in_blocks, leaky_filter
 from .recursion import Gradients, zero_gradients
 from .traces import Carry, ReadoutTraces, SynapticTraces, advance_vector, sum_over_batch
@@ -67,7 +67,7 @@ class Later(NamedTuple):
     """λ of each hidden variable."""
     gradients: Gradients
     units: list[list[Float[Array, "batch n_rec"]]]
-    """The same for unit vectors at the window's end: of each hidden variable, and of the readout."""
+    """The same for unit vectors at the end: of each hidden variable, and of the readout."""
 
 
 def sequence_gradients(
@@ -146,9 +146,7 @@ def window_gradients(
     *vectors, filtered = [
         advance_vector(unit, old.vectors, like=trace)
         + jnp.einsum("tbi,tbj->bij", pre, r[..., : trace.shape[-1]])
-        for unit, r, trace in zip(
-            later.units, of_units, (*old.vectors, old.filtered), strict=True
-        )
+        for unit, r, trace in zip(later.units, of_units, (*old.vectors, old.filtered), strict=True)
     ]
     faded = network.kappa ** len(inputs)
     readout = ReadoutTraces(

@@ -27,7 +27,6 @@ from tqdm import tqdm
 import eprop
 from eprop import losses
 from eprop.tasks import EvidenceAccumulation
-
 from figures.evidence_accumulation import draw
 
 from .runs import RunFolder
@@ -216,7 +215,7 @@ def make_step(config: Config) -> Callable[[TrainState], tuple[TrainState, dict[s
         (_, info), gradients = eprop.value_and_grad(loss, state.rule, has_aux=True)(
             state.network, batch.inputs, (batch.labels, batch.mask)
         )
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer)  # pyright: ignore[reportArgumentType]
         network, rule = eprop.apply_updates(state.network, updates, state.rule)
         done = state.iteration + 1
         keep = jnp.minimum(config.averaging, done / (done + 9))

@@ -43,9 +43,7 @@ class RunFolder:
             lambda file: eqx.tree_serialise_leaves(file, (state, np.asarray(len(metrics)))),
         )
 
-    def load(
-        self, state: Any, metrics: list[dict[str, Any]]
-    ) -> tuple[Any, list[dict[str, Any]]]:
+    def load(self, state: Any, metrics: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
         """State and metrics of the last checkpoint; those given if there is none."""
         checkpoint = self.path / "checkpoint.eqx"
         if not checkpoint.exists():
@@ -58,4 +56,6 @@ class RunFolder:
         write_json(self.path / f"{name}.json", value)
 
     def write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        write_atomically(self.path / f"{name}.npz", lambda file: np.savez(file, **arrays))
+        write_atomically(
+            self.path / f"{name}.npz", lambda file: np.savez(file, allow_pickle=False, **arrays)
+        )

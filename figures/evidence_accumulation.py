@@ -1,6 +1,6 @@
 """The figure of an evidence-accumulation run: one trial after training, and the learning curve.
 
-    python -m figures.evidence_accumulation results/evidence_accumulation/random_seed0
+python -m figures.evidence_accumulation results/evidence_accumulation/random_seed0
 """
 
 import json
@@ -27,7 +27,7 @@ def draw(folder: Path) -> Path:
         trial = dict(arrays)
     with plotting.style():
         figure = Figure(figsize=(9, 11.5), layout="constrained")
-        whole, below = figure.subfigures(2, 1, height_ratios=(5.2, 1.3))
+        whole, below = figure.subfigures(2, 1, height_ratios=(5.2, 1.3), squeeze=False).flat
         panels = whole.subplots(6, 1, sharex=True, height_ratios=(1.3, 2, 1, 0.8, 1.2, 1.4))
         time = np.arange(len(trial["mask"])) * config["task"]["dt"]
         _inputs(panels[0], trial, config)
