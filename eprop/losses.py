@@ -10,6 +10,7 @@ the windows then add up to the mean over the sequence.
 """
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
@@ -45,7 +46,7 @@ def softmax_cross_entropy(
     *,
     n_steps: float | None = None,
 ) -> Float[Array, ""]:
-    """Mean over time and batch of -log softmax(y)[label].
+    """Mean over time and batch of -log softmax(y)[label]; NaN for a label that is no class.
 
     **Arguments:** `labels`: classes as integers, `[batch]`, or `[time, batch]` if they vary in
     time; `mask`: `[time]` or `[time, batch]`, the steps that count (all by default); `n_steps`:
@@ -59,10 +60,16 @@ def softmax_cross_entropy(
             f"labels have shape {labels.shape}, but outputs of shape {outputs.shape} need "
             f"[batch] = {outputs.shape[1:2]} or [time, batch] = {outputs.shape[:2]}"
         )
-    labels = labels if labels.ndim == 2 else labels[None]
-    chosen = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
-    log_p = jnp.broadcast_to(chosen, outputs.shape) * jax.nn.log_softmax(outputs)
-    return _mean(-log_p.sum(-1), mask, n_steps)
+    labels, n_classes = jnp.broadcast_to(labels, outputs.shape[:2]), outputs.shape[-1]
+    exists = (labels >= 0) & (labels < n_classes)
+    if not isinstance(exists, jax.core.Tracer) and not exists.all():
+        raise ValueError(
+            f"labels go from {labels.min()} to {labels.max()}, but with {n_classes} readouts the "
+            f"classes are 0 to {n_classes - 1}"
+        )
+    chosen = jax.nn.one_hot(labels, n_classes, dtype=outputs.dtype)
+    surprise = -jnp.sum(chosen * jax.nn.log_softmax(outputs), axis=-1)
+    return _mean(jnp.where(exists, surprise, jnp.nan), mask, n_steps)
 
 
 def firing_rate_penalty(

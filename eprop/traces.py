@@ -26,7 +26,7 @@ from .network import Network, NetworkState, Synapses
 class SynapticTraces(NamedTuple):
     """What e-prop carries of the synapses; n_pre is n_in + n_rec."""
 
-    vectors: list[Float[Array, "batch n_pre n_post_or_1"]]
+    vectors: list[Float[Array, "batch n_pre _"]]
     """ε, one array per hidden variable of the cell; `[batch, n_pre, 1]` if it is the same for
     all postsynaptic neurons (see `common_traces`)."""
     filtered: Float[Array, "batch n_pre n_post"]
@@ -134,9 +134,9 @@ def step_traces(
 
 def advance_vector(
     row: Iterable[Float[Array, "batch n_post"]],
-    vectors: list[Float[Array, "batch n_pre n_post_or_1"]],
-    like: Float[Array, "batch n_pre n_post_or_1"],
-) -> Float[Array, "batch n_pre n_post_or_1"]:
+    vectors: list[Float[Array, "batch n_pre _"]],
+    like: Float[Array, "batch n_pre _"],
+) -> Float[Array, "batch n_pre _"]:
     """Σ_l D_kl ε_l, of the shape of `like`: a common vector comes from common ones alone."""
     width = like.shape[-1]
     terms = (
@@ -149,7 +149,7 @@ def advance_vector(
 
 def sum_over_batch(
     signals: Sequence[Float[Array, "batch n_post"]],
-    traces: Sequence[Float[Array, "batch n_pre n_post_or_1"]],
+    traces: Sequence[Float[Array, "batch n_pre _"]],
 ) -> Float[Array, "n_pre n_post"]:
     """Σ_b Σ_k signal_k,bj trace_k,bij: what the traces make of the signals on their neurons.
 

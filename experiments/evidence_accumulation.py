@@ -194,7 +194,8 @@ def make_loss(config: Config):
 
 def answers(outputs: Array, mask: Array) -> Array:
     """The side with the larger mean output in the recall window, `[batch]`."""
-    return jnp.argmax(jnp.tensordot(mask.astype(outputs.dtype), outputs, 1), axis=-1)
+    total = jnp.tensordot(mask.astype(outputs.dtype), outputs, 1)
+    return jnp.argmax(total, axis=-1).astype(jnp.int32)
 
 
 def init(config: Config) -> TrainState:
@@ -215,11 +216,15 @@ def make_step(config: Config) -> Callable[[TrainState], tuple[TrainState, dict[s
         (_, info), gradients = eprop.value_and_grad(loss, state.rule, has_aux=True)(
             state.network, batch.inputs, (batch.labels, batch.mask)
         )
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer)  # pyright: ignore[reportArgumentType]
-        network, rule = eprop.apply_updates(state.network, updates, state.rule)
         done = state.iteration + 1
         keep = jnp.minimum(config.averaging, done / (done + 9))
-        average = jax.tree.map(lambda a, w: keep * a + (1 - keep) * w, state.average, network)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
+            updates, optimizer_state = optimizer.update(
+                gradients,  # pyright: ignore[reportArgumentType]
+                state.optimizer,
+            )
+            network, rule = eprop.apply_updates(state.network, updates, state.rule)
+            average = optax.incremental_update(network, state.average, 1 - keep)
         return TrainState(network, average, rule, optimizer_state, done), info
 
     return step
@@ -277,14 +282,22 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
         "seconds": metrics[-1]["seconds"],
     }
     folder.write_json("summary", summary)
-    folder.write_arrays("trial", record_trial(config, state))
+    folder.write_arrays("trial", jax.device_get(record_trial(config, state)))
     return summary
 
 
-def record_trial(config: Config, state: TrainState) -> dict[str, np.ndarray]:
-    """One trial after training, with all that the figure shows of it."""
+@eqx.filter_jit
+def record_trial(config: Config, state: TrainState) -> dict[str, Array]:
+    """A trial answered correctly, if there is one among a few, and all the figure shows of it."""
     network, task = state.average, config.task
-    trials = task.sample(_key(config, "figure"), 1)
+    trials = task.sample(_key(config, "figure"), 16)
+    correct = answers(network(trials.inputs).outputs, trials.mask) == trials.labels
+    chosen = jnp.argmax(correct)
+    trials = trials._replace(
+        inputs=trials.inputs[:, chosen, None],
+        labels=trials.labels[chosen, None],
+        cues=trials.cues[chosen, None],
+    )
     targets = (trials.labels, trials.mask)
     trajectory = network(trials.inputs)
     adapting = config.n_lif + jnp.arange(config.n_alif)
@@ -297,10 +310,11 @@ def record_trial(config: Config, state: TrainState) -> dict[str, np.ndarray]:
         network, trials.inputs, targets, lambda *x: loss(*x)[0], feedback
     )
     traces = eprop.eligibility_traces(network, trials.inputs, busy).w_in
-    shown = {
+    return {
         "inputs": trials.inputs[:, 0],
         "cues": trials.cues[0],
         "label": trials.labels[0],
+        "correct": correct[chosen],
         "mask": trials.mask,
         "spikes": trajectory.spikes[:, 0] > 0,
         "thresholds": config.v_th + config.beta * trajectory.states.a[:, 0, busy],
@@ -311,7 +325,6 @@ def record_trial(config: Config, state: TrainState) -> dict[str, np.ndarray]:
         "slow_trace": traces.vectors.a[:, 0],
         "trace": traces.trace[:, 0],
     }
-    return {name: np.asarray(x) for name, x in shown.items()}
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -28,7 +28,7 @@ def draw(folder: Path) -> Path:
     with plotting.style():
         figure = Figure(figsize=(9, 11.5), layout="constrained")
         whole, below = figure.subfigures(2, 1, height_ratios=(5.2, 1.3), squeeze=False).flat
-        panels = whole.subplots(6, 1, sharex=True, height_ratios=(1.3, 2, 1, 0.8, 1.2, 1.4))
+        panels = whole.subplots(6, 1, sharex=True, height_ratios=(1.3, 2.4, 1, 0.8, 1.0, 1.4))
         time = np.arange(len(trial["mask"])) * config["task"]["dt"]
         _inputs(panels[0], trial, config)
         _spikes(panels[1], trial, config)
@@ -54,8 +54,8 @@ def _inputs(axes: Axes, trial: dict, config: dict) -> None:
     axes.set_yticks([size * (group + 0.5) + 0.5 for group in range(4)], names)
     cues = trial["cues"]
     axes.set_title(
-        f"One trial after training: {np.sum(cues == 0)} cues left, {np.sum(cues == 1)} right, "
-        f"so the answer is {names[int(trial['label'])]}"
+        f"A trial after training, answered {'correctly' if trial['correct'] else 'wrongly'}: "
+        f"{np.sum(cues == 0)} cues left, {np.sum(cues == 1)} right, so {names[int(trial['label'])]}"
     )
     axes.set_ylabel("inputs")
 
@@ -63,6 +63,8 @@ def _inputs(axes: Axes, trial: dict, config: dict) -> None:
 def _spikes(axes: Axes, trial: dict, config: dict) -> None:
     n_lif, n_alif = config["n_lif"], config["n_alif"]
     for first, last, color in ((0, n_lif, "black"), (n_lif, n_lif + n_alif, SLOW)):
+        if first == last:
+            continue
         train = trial["spikes"][:, first:last]
         plotting.raster(axes, train, config["task"]["dt"], first=first + 1, color=color)
     axes.set_ylim(n_lif + n_alif + 0.5, 0.5)
@@ -87,8 +89,8 @@ def _answer(axes: Axes, time: np.ndarray, trial: dict) -> None:
     recall = time[trial["mask"]]
     axes.axvspan(recall[0], recall[-1], color="0.9", zorder=0)
     axes.set(ylim=(-0.05, 1.05), yticks=(0, 0.5, 1))
-    axes.set_ylabel("softmax(y)")
-    axes.legend(loc="lower left", ncols=2)
+    axes.set_ylabel("answer\nsoftmax(y)")
+    axes.legend(loc="center right", bbox_to_anchor=(0.75, 0.5), ncols=1)
 
 
 def _learning_signal(axes: Axes, trial: dict, config: dict) -> None:
@@ -110,9 +112,9 @@ def _traces(axes: Axes, time: np.ndarray, trial: dict, config: dict) -> None:
             axes.plot(
                 time, trace / scale, dash, color=color, label=f"{name} $ε_{symbol}$, {side} cue"
             )
-    axes.set(ylim=(-1.1, 1.1), yticks=(-1, 0, 1))
+    axes.set(yticks=(0, 1), ylim=(None, 1.6))
     axes.set_ylabel(f"eligibility\nvectors of\nneuron {trial['neurons'][0]}\n(of maximum)")
-    axes.legend(loc="upper right", ncols=2)
+    axes.legend(loc="upper left", ncols=4)
 
 
 def _learning_curve(axes: Axes, metrics: list[dict], summary: dict, config: dict) -> None:

@@ -1,0 +1,175 @@
+"""The evidence-accumulation experiment, on a task of a few steps."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_experiments import assert_drawn, assert_options, help_of
+
+import eprop
+from eprop.tasks import EvidenceAccumulation
+from experiments import evidence_accumulation as experiment
+from figures import evidence_accumulation as figure
+
+TASK = EvidenceAccumulation(
+    n_cues=3, cue_ms=8.0, interval_ms=10.0, delay_ms=10.0, recall_ms=10.0, n_group=2, rate_hz=400.0
+)
+SMALL = experiment.Config(
+    n_lif=4,
+    n_alif=4,
+    task=TASK,
+    batch_size=8,
+    iterations=7,
+    validate_every=3,
+    criterion=0.0,
+    validation_batches=2,
+    test_batches=2,
+)
+
+
+def small(folder, **changes):
+    return dataclasses.replace(SMALL, results=folder, **changes)
+
+
+def metrics_of(config):
+    """The rows of a run, without the time that each took."""
+    rows = json.loads((config.folder / "metrics.json").read_text())
+    return [{name: x for name, x in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"feedback": "adaptive"},
+        {"rule": "bptt"},
+        {"n_alif": 0},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())) or "default",
+)
+def test_every_learner_leaves_whole_results(tmp_path, changes):
+    config = small(tmp_path, **changes)
+    summary = experiment.run(config, progress=False)
+    assert summary["iterations"] == 7 and summary["reached_criterion"] is False
+    assert 0 <= summary["test_error"] <= 1 and summary["test_trials"] == 16
+    rows = metrics_of(config)
+    assert [row["iteration"] for row in rows] == list(range(1, 8))
+    assert ["validation_error" in row for row in rows] == [False, False, True] * 2 + [False]
+    assert all(row["rate_hz"] > 10 for row in rows)
+    assert_drawn(figure.draw(config.folder))
+
+
+def test_the_rule_is_what_differs(tmp_path):
+    learners = ({}, {"feedback": "symmetric"}, {"rule": "bptt"})
+    states = [experiment.init(small(tmp_path, **changes)) for changes in learners]
+    first = states[0].network
+    for state in states[1:]:
+        np.testing.assert_array_equal(state.network.w_rec, first.w_rec)
+    trained = [
+        experiment.make_step(small(tmp_path, **changes))(state)[0].network.w_rec
+        for changes, state in zip(learners, states, strict=True)
+    ]
+    assert all(not np.array_equal(a, b) for a, b in zip(trained, trained[1:], strict=False))
+
+
+def test_stopped_z_gradients_are_symmetric_eprop(tmp_path):
+    after = {}
+    for name, changes in {
+        "autodiff": {"rule": "bptt", "stop_z_gradients": True},
+        "eprop": {"feedback": "symmetric"},
+    }.items():
+        config = small(tmp_path, **changes)
+        after[name] = experiment.make_step(config)(experiment.init(config))[0].network.w_rec
+    np.testing.assert_allclose(after["autodiff"], after["eprop"], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("killed_at", [2, 5])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, killed_at):
+    whole, torn = small(tmp_path / "whole"), small(tmp_path / "torn")
+    experiment.run(whole, progress=False)
+
+    def interrupted(config, make_step=experiment.make_step):
+        step = make_step(config)
+
+        def step_until(state):
+            if int(state.iteration) == killed_at:
+                raise KeyboardInterrupt
+            return step(state)
+
+        return step_until
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "make_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(torn, progress=False)
+    experiment.run(torn, progress=False)
+    assert metrics_of(torn) == metrics_of(whole)
+    name = "checkpoint.eqx"
+    assert (torn.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_a_run_stops_at_its_criterion_and_is_not_trained_again(tmp_path):
+    config = small(tmp_path, criterion=1.1)
+    assert experiment.run(config, progress=False)["iterations"] == 3
+    checkpoint = (config.folder / "checkpoint.eqx").read_bytes()
+    summary = experiment.run(config, progress=False)
+    assert summary["reached_criterion"] is True and summary["iterations"] == 3
+    assert (config.folder / "checkpoint.eqx").read_bytes() == checkpoint
+
+
+def test_a_folder_belongs_to_one_configuration(tmp_path):
+    experiment.run(small(tmp_path), progress=False)
+    with pytest.raises(SystemExit, match=r"learning_rate = 0\.005 there, 0\.1 here.*--run"):
+        experiment.run(small(tmp_path, learning_rate=0.1), progress=False)
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path):
+    with pytest.raises(FloatingPointError, match="iteration 2"):
+        experiment.run(small(tmp_path, learning_rate=float("nan")), progress=False)
+
+
+def test_trials_for_the_test_are_never_used_before(tmp_path):
+    keys = [
+        experiment._key(SMALL, purpose)
+        for purpose in ("weights", "feedback", "training", "validation", "test", "figure")
+    ]
+    data = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}
+    assert len(data) == len(keys)
+
+
+def test_adaptive_feedback_follows_the_readout(tmp_path):
+    config = small(tmp_path, feedback="adaptive", feedback_decay=0.1)
+    state = experiment.init(config)
+    before = state.rule.feedback.b - state.network.w_out
+    after = experiment.make_step(config)(state)[0]
+    np.testing.assert_allclose(after.rule.feedback.b - after.network.w_out, 0.9 * before)
+
+
+def test_the_network_is_half_adaptive():
+    network = experiment.make_network(SMALL, jax.random.key(0))
+    assert isinstance(network.cell, eprop.ALIF)
+    assert network.cell.beta == (0.0,) * 4 + (SMALL.beta,) * 4
+    assert network.cell.n_refractory == 5
+
+
+def test_answers_are_of_the_recall_window_only():
+    outputs = jnp.zeros((4, 2, 2)).at[0, :, 0].set(9.0).at[3, 0, 1].set(1.0).at[3, 1, 0].set(1.0)
+    mask = jnp.array([False, False, False, True])
+    np.testing.assert_array_equal(experiment.answers(outputs, mask), [1, 0])
+
+
+def test_help_names_every_option_and_the_presets():
+    text = help_of("evidence_accumulation")
+    assert_options(text, experiment.Config)
+    assert "reference" in text and "in ms" in text
+
+
+def test_the_reference_preset_is_the_official_code():
+    reference = experiment.PRESETS["reference"]
+    assert (reference.learning_rate, reference.batch_size, reference.criterion) == (5e-3, 64, 0.07)
+    assert (reference.schedule, reference.averaging) == ("constant", 0.0)
+    assert (reference.validation_batches, reference.test_batches) == (8, 16)
+    assert (reference.rate_target_hz, reference.rate_penalty) == (10.0, 1.0)

@@ -1,0 +1,141 @@
+"""Feedback: how the readout's error comes back, and how a feedback matrix learns."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eprop
+from tests.cases import Options, make_case
+from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+RNG = np.random.default_rng(0)
+W_OUT, B, ERROR = RNG.normal(size=(6, 2)), RNG.normal(size=(6, 2)), RNG.normal(size=(7, 3, 2))
+DECAY = 0.1
+FEEDBACKS = {
+    "symmetric": (eprop.SymmetricFeedback(), W_OUT),
+    "random": (eprop.RandomFeedback(B), B),
+    "adaptive": (eprop.AdaptiveFeedback(B, decay=DECAY), B),
+}
+
+
+@pytest.fixture(params=FEEDBACKS)
+def feedback(request):
+    return FEEDBACKS[request.param]
+
+
+def test_learning_signal(feedback):
+    feedback, matrix = feedback
+    actual = feedback.learning_signal(jnp.asarray(W_OUT), jnp.asarray(ERROR))
+    assert_close(actual, np.einsum("jk,tbk->tbj", matrix, ERROR), 1e-14)
+
+
+def test_learning_signals_of_a_network(feedback):
+    """L = B ∂E/∂y and ∂E/∂z, of a loss whose derivatives are known."""
+    feedback, matrix = feedback
+    network, inputs, targets, _, _ = make_case("ALIF")
+    network = eqx.tree_at(lambda net: net.w_out, network, jnp.asarray(W_OUT))
+
+    def loss(trajectory, targets):
+        error = trajectory.outputs - targets["outputs"]
+        return 0.5 * jnp.sum(error**2) + jnp.sum(jnp.asarray(rates) * trajectory.spikes)
+
+    trajectory, rates = network(inputs), RNG.normal(size=(15, 3, 6))
+    actual = eprop.learning_signals(network, inputs, targets, loss, feedback)
+    error = np.asarray(trajectory.outputs) - targets["outputs"]
+    assert_close(actual.readout, np.einsum("jk,tbk->tbj", matrix, error), 1e-13)
+    assert_close(actual.direct, rates, 0)
+
+
+def test_no_direct_signal_where_the_loss_does_not_look():
+    case = make_case("LIF", Options(terms=("outputs",)))
+    signals = eprop.learning_signals(case.network, case.inputs, case.targets, case.loss)
+    assert np.any(signals.readout) and not np.any(signals.direct)
+    assert signals.direct.shape == signals.readout.shape
+
+
+@pytest.mark.parametrize("window", [1, 4, None])
+def test_w_out_is_not_transported(window):
+    """With random feedback the gradient of W_in sees W_out through the error alone."""
+    case = make_case("ALIF", Options(terms=("outputs",)))
+    rule = eprop.EProp(eprop.RandomFeedback(case.b), window)
+
+    def gradient(b, w_out):
+        network = eqx.tree_at(lambda net: net.w_out, case.network, jnp.asarray(w_out))
+
+        def loss(trajectory, targets):  # an error of 1, whatever the outputs
+            return jnp.sum(trajectory.outputs)
+
+        return eprop.grad(loss, eprop.EProp(b, window))(network, case.inputs, case.targets).w_in
+
+    first = gradient(rule.feedback, W_OUT)
+    assert np.max(np.abs(first)) > 1e-2
+    assert_close(gradient(rule.feedback, -3 * W_OUT), first, 1e-14)
+    assert relative_error(gradient(eprop.SymmetricFeedback(), -3 * W_OUT), first) > 0.1
+
+
+def test_adaptive_gradients_are_those_of_its_matrix():
+    case = make_case("ALIF")
+    random = case.grad(eprop.EProp(eprop.RandomFeedback(case.b)))
+    assert_alive(case.network, case.inputs, random)
+    adaptive = case.grad(eprop.EProp(eprop.AdaptiveFeedback(case.b)))
+    assert_trees_close(adaptive, random, 0)
+
+
+class TestUpdates:
+    def updates(self, network, seed=0):
+        rng = np.random.default_rng(seed)
+        return jax.tree.map(
+            lambda x: jnp.asarray(rng.normal(size=x.shape)), eqx.filter(network, eqx.is_array)
+        )
+
+    @pytest.mark.parametrize("name", ["symmetric", "random", "bptt"])
+    def test_are_added(self, name):
+        network = make_case("ALIF", Options(readout_bias=True)).network
+        rule = eprop.BPTT() if name == "bptt" else eprop.EProp(FEEDBACKS[name][0], window=3)
+        updates = self.updates(network)
+        new, same_rule = eprop.apply_updates(network, updates, rule)
+        assert_trees_close(new, eqx.apply_updates(network, updates), 0)
+        assert_trees_close(same_rule, rule, 0)
+
+    def test_kolen_pollack(self):
+        """B and W_out get one update, and both decay: so their difference shrinks by 1 - decay."""
+        network = make_case("ALIF", Options(readout_bias=True)).network
+        rule = eprop.EProp(eprop.AdaptiveFeedback(B, decay=DECAY), window=3)
+        first = B - np.asarray(network.w_out)
+        for step in range(1, 6):
+            updates = self.updates(network, seed=step)
+            new, rule = eprop.apply_updates(network, updates, rule)
+            assert_close(new.w_out, (1 - DECAY) * network.w_out + updates.w_out, 1e-14)
+            difference = np.asarray(rule.feedback.b) - np.asarray(new.w_out)
+            assert_close(difference, (1 - DECAY) ** step * first, 1e-13)
+            for name in ("w_in", "w_rec", "readout_bias"):
+                plain = getattr(network, name) + getattr(updates, name)
+                assert_close(getattr(new, name), plain, 0, name)
+            network = new
+        assert rule.window == 3 and rule.feedback.decay == DECAY
+
+    def test_without_decay_b_is_only_carried_along(self):
+        network = make_case("LIF").network
+        rule = eprop.EProp(eprop.AdaptiveFeedback(B, decay=0.0))
+        updates = self.updates(network)
+        _, rule = eprop.apply_updates(network, updates, rule)
+        assert_close(rule.feedback.b, B + np.asarray(updates.w_out), 1e-15)
+
+    def test_nothing_is_learned_from_a_readout_that_is_not_trained(self):
+        network = make_case("LIF").network
+        rule = eprop.EProp(eprop.AdaptiveFeedback(B))
+        updates = eqx.tree_at(lambda net: net.w_out, self.updates(network), None)
+        new, rule = eprop.apply_updates(network, updates, rule)
+        assert_close(new.w_out, network.w_out, 0)
+        assert_close(rule.feedback.b, B, 0)
+        assert np.any(new.w_in != network.w_in)
+
+    def test_under_jit(self):
+        network = make_case("LIF").network
+        rule, updates = eprop.EProp(eprop.AdaptiveFeedback(B)), self.updates(network)
+        outside = eprop.apply_updates(network, updates, rule)
+        assert_trees_close(jax.jit(eprop.apply_updates)(network, updates, rule), outside, 1e-15)
