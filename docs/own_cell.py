@@ -1,7 +1,7 @@
 """The code of own_cell.md. Run it: it asserts what the page says."""
 
 # --8<-- [start:cell]
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -27,6 +27,7 @@ class SynapticLIF(eprop.AbstractCell):
     v_th: float = eqx.field(static=True, default=0.6)
     dt: float = eqx.field(static=True, default=1.0)  # ms
     surrogate: eprop.AbstractSurrogate = eprop.Triangular(gamma=0.3)
+    spiking: ClassVar[bool] = True
 
     def init(self, batch: int) -> SynapticState:
         zeros = jnp.zeros((batch, self.n))

@@ -23,18 +23,20 @@ PROGRAMS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def folder(self, tmp_path_factory):
+    results = tmp_path_factory.mktemp("results")
+    options = ["--workloads", "tiny", "--windows", "16", "256", "--rounds", "3", "--run", "a"]
+    assert gradient_cost.main([*options, "--results", str(results)]) == 0
+    return results / "a"
+
+
+@pytest.fixture(scope="module")
+def metrics(self, folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
 class TestGradientCost:
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory):
-        results = tmp_path_factory.mktemp("results")
-        options = ["--workloads", "tiny", "--windows", "16", "256", "--rounds", "3", "--run", "a"]
-        assert gradient_cost.main([*options, "--results", str(results)]) == 0
-        return results / "a"
-
-    @pytest.fixture(scope="class")
-    def metrics(self, folder):
-        return json.loads((folder / "metrics.json").read_text())
-
     def test_measures_everything(self, metrics):
         """The window of 256 steps is longer than the sequence, so left out."""
         programs = metrics["workloads"]["tiny"]["programs"]

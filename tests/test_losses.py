@@ -119,7 +119,7 @@ def test_windows_add_up(name):
     """With the whole sequence's number of steps; and without they don't."""
     loss = getattr(losses, name)
     arguments = {
-        "mean_squared_error": (OUTPUTS, TARGETS, MASKS["of time"]),
+        "mean_squared_error": (OUTPUTS, TARGETS, MASKS["weights"]),
         "softmax_cross_entropy": (OUTPUTS, LABELS, MASKS["of time and batch"]),
         "voltage_penalty": (VOLTAGES, np.abs(VOLTAGES[::-1]) + 0.1),
     }[name]
