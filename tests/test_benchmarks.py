@@ -24,7 +24,7 @@ PROGRAMS = [
 
 
 @pytest.fixture(scope="module")
-def folder(self, tmp_path_factory):
+def folder(tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
     options = ["--workloads", "tiny", "--windows", "16", "256", "--rounds", "3", "--run", "a"]
     assert gradient_cost.main([*options, "--results", str(results)]) == 0
@@ -32,7 +32,7 @@ def folder(self, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def metrics(self, folder):
+def metrics(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
