@@ -224,7 +224,7 @@ def make_step(config: Config) -> Callable[[TrainState], tuple[TrainState, dict[s
                 state.optimizer,
             )
             network, rule = eprop.apply_updates(state.network, updates, state.rule)
-            average = optax.incremental_update(network, state.average, 1 - keep)
+            average = jax.tree.map(lambda a, w: a + (1 - keep) * (w - a), state.average, network)
         return TrainState(network, average, rule, optimizer_state, done), info
 
     return step

@@ -1,0 +1,251 @@
+"""Bad input: the error has the right type, names what was met, and says what to write instead."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+import eprop
+from eprop import losses
+from tests.cases import Options, make_case
+
+NETWORK, INPUTS, TARGETS, LOSS, B = make_case("ALIF", Options(readout_bias=True))
+OUTPUTS = jnp.asarray(TARGETS["outputs"])  # [15, 3, 2]
+SPIKES = jnp.zeros((15, 3, 6))
+NAN = np.where(INPUTS, np.nan, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def as_a_user_has_it(monkeypatch):
+    """Without the run-time checks of types, which would be first."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def check(cases):
+    """Parametrises by `name: (function, error, parts of its message)`."""
+    return pytest.mark.parametrize(("function", "error", "parts"), cases.values(), ids=list(cases))
+
+
+def assert_raises(function, error, parts):
+    with pytest.raises(error) as caught:
+        function()
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def lif(**changes):
+    return lambda: eprop.LIF(3, **changes)
+
+
+@check(
+    {
+        "negative tau": (lif(tau_v=-20), ValueError, ["tau_v = -20", "greater than 0"]),
+        "zero tau": (lambda: eprop.ALIF(3, tau_a=0.0), ValueError, ["tau_a = 0.0", "than 0"]),
+        "one negative": (lif(tau_v=[1, 2, -3]), ValueError, ["tau_v = [1, 2, -3]"]),
+        "NaN": (lif(v_th=np.nan), ValueError, ["v_th = nan", "finite"]),
+        "infinity": (lif(tau_v=np.inf), ValueError, ["tau_v = inf", "finite"]),
+        "shape": (lif(tau_v=[1, 2]), ValueError, ["tau_v", "(2,)", "each of the 3 neurons"]),
+        "rank": (lif(v_th=np.ones((3, 1))), ValueError, ["v_th", "(3, 1)", "3 neurons"]),
+        "beta": (lambda: eprop.ALIF(3, beta=[1.0]), ValueError, ["beta", "(1,)"]),
+        "text": (lif(tau_v="20"), TypeError, ["tau_v = '20'", "number"]),
+        "None": (lif(tau_v=None), TypeError, ["tau_v = None", "number"]),
+        "complex": (lif(tau_v=2j), TypeError, ["tau_v = 2j", "real number"]),
+        "ragged": (lif(tau_v=[[1, 2], [3]]), TypeError, ["tau_v = [[1, 2], [3]]", "number"]),
+        "part of a step": (lif(n_refractory=2.5), ValueError, ["2.5", "divide ms by dt"]),
+        "negative steps": (lif(n_refractory=-1), ValueError, ["n_refractory = -1", "at least 0"]),
+        "dt": (lif(dt=0.0), ValueError, ["dt = 0.0", "greater than 0"]),
+        "several dt": (lif(dt=[1.0]), ValueError, ["dt = [1.0]", "one number, in ms"]),
+        "no neurons": (lambda: eprop.LIF(0), ValueError, ["n = 0", "at least 1"]),
+        "half a neuron": (lambda: eprop.LIF(1.5), ValueError, ["n = 1.5", "whole number"]),
+        "surrogate": (lif(surrogate=eprop.Triangular), TypeError, ["surrogate", "Triangular()"]),
+        "gamma": (lambda: eprop.Triangular(-0.3), ValueError, ["gamma = -0.3", "positive"]),
+        "width": (lambda: eprop.Arctan(width=0.0), ValueError, ["width = 0.0", "positive"]),
+        "NaN gamma": (lambda: eprop.Exponential(np.nan), ValueError, ["gamma = nan", "positive"]),
+        "traced": (
+            lambda: jax.jit(lambda tau: eprop.LIF(3, tau_v=tau).init(1))(20.0),
+            TypeError,
+            ["tau_v is traced", "outside of jax.jit"],
+        ),
+    }
+)
+def test_cell(function, error, parts):
+    assert_raises(function, error, parts)
+
+
+def network(**changes):
+    arguments = {"n_in": 2, "n_out": 1, "key": jax.random.key(0)} | changes
+    return lambda: eprop.Network(arguments.pop("cell", eprop.LIF(3)), **arguments)
+
+
+@check(
+    {
+        "no key": (network(key=None), ValueError, ["w_in", "key=jax.random.key(0)"]),
+        "number as key": (network(key=0), TypeError, ["key = 0", "jax.random.key(0)"]),
+        "integers": (
+            network(w_in=np.ones((2, 3), int)),
+            TypeError,
+            ["w_in has dtype int64", "w_in.astype(jnp.float32)"],
+        ),
+        "shape": (network(w_rec=np.ones((3, 2))), ValueError, ["w_rec", "(3, 2)", "(3, 3)"]),
+        "readout": (network(w_out=np.ones((1, 3))), ValueError, ["w_out", "(1, 3)", "(3, 1)"]),
+        "bias": (network(readout_bias=np.ones(2)), ValueError, ["readout_bias", "(2,)", "(1,)"]),
+        "bias as a switch": (
+            network(readout_bias=True),
+            TypeError,
+            ["readout_bias = True", "jax.nn.initializers.zeros"],
+        ),
+        "text": (network(w_in="glorot"), TypeError, ["w_in = 'glorot'", "jax.nn.initializers"]),
+        "NaN": (network(w_out=np.full((3, 1), np.nan)), ValueError, ["w_out", "(3, 1)", "NaN"]),
+        "initializer": (
+            network(w_in=lambda key, shape, dtype: jnp.ones(3)),
+            ValueError,
+            ["w_in", "(3,)", "(2, 3)"],
+        ),
+        "tau_out": (network(tau_out=-20.0), ValueError, ["tau_out = -20.0", "greater than 0"]),
+        "n_in": (network(n_in=0), ValueError, ["n_in = 0", "at least 1"]),
+        "n_out": (network(n_out=1.0), ValueError, ["n_out = 1.0", "whole number"]),
+        "class of a cell": (network(cell=eprop.LIF), TypeError, ["cell", "LIF(n)"]),
+        "cell without equations": (
+            lambda: type("Cell", (eprop.AbstractCell,), {})(),
+            TypeError,
+            ["init", "step", "output"],
+        ),
+    }
+)
+def test_network(function, error, parts):
+    assert_raises(function, error, parts)
+
+
+@pytest.mark.parametrize("rule", [eprop.EProp(), eprop.EProp(window=4), eprop.BPTT()], ids=str)
+@check(
+    {
+        "no batch": (INPUTS[:, 0], ValueError, ["inputs", "(15, 3)", "write inputs[:, None]"]),
+        "rank": (INPUTS[None], ValueError, ["inputs", "(1, 15, 3, 3)", "[time, batch, feature]"]),
+        "features": (INPUTS[..., :2], ValueError, ["(15, 3, 2)", "2 features", "takes 3"]),
+        "no steps": (INPUTS[:0], ValueError, ["(0, 3, 3)", "empty time or batch axis"]),
+        "no examples": (INPUTS[:, :0], ValueError, ["(15, 0, 3)", "empty time or batch axis"]),
+        "precision": (
+            INPUTS.astype(np.float32),
+            TypeError,
+            ["float32", "float64", "write inputs.astype(jnp.float64)"],
+        ),
+        "complex": (INPUTS.astype(complex), TypeError, ["complex128", "float64"]),
+        "NaN": (NAN, ValueError, ["inputs", "(15, 3, 3)", "NaN or infinity"]),
+        "infinity": (np.where(INPUTS, np.inf, 0.0), ValueError, ["NaN or infinity"]),
+    }
+)
+def test_inputs(rule, function, error, parts):
+    inputs = function
+    assert_raises(lambda: eprop.grad(LOSS, rule)(NETWORK, inputs, TARGETS), error, parts)
+
+
+@pytest.mark.parametrize("rule", [eprop.EProp(), eprop.EProp(window=4), eprop.BPTT()], ids=str)
+@pytest.mark.parametrize("compile", [jax.jit, eqx.filter_jit])
+@pytest.mark.filterwarnings("ignore")
+def test_nan_in_a_compiled_program(rule, compile):
+    function = compile(eprop.grad(LOSS, rule))
+    jax.block_until_ready(function(NETWORK, np.zeros_like(NAN), TARGETS))
+    with pytest.raises(RuntimeError, match=r"inputs of shape \(15, 3, 3\) holds NaN or infinity"):
+        jax.block_until_ready(function(NETWORK, NAN, TARGETS))
+
+
+@pytest.mark.parametrize("call", ["network", "eligibility_traces", "total_derivative"])
+def test_inputs_of_other_functions(call):
+    def function():
+        inputs = INPUTS[:, 0]
+        if call == "total_derivative":
+            return eprop.total_derivative(NETWORK, inputs, TARGETS, LOSS)
+        return NETWORK(inputs) if call == "network" else eprop.eligibility_traces(NETWORK, inputs)
+
+    assert_raises(function, ValueError, ["inputs", "(15, 3)", "write inputs[:, None]"])
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "error", "parts"),
+    [
+        ("w_rec", jnp.ones((2, 2)), ValueError, ["network.w_rec", "(2, 2)", "(6, 6)"]),
+        ("w_in", jnp.ones((3, 2)), ValueError, ["network.w_in", "(3, 2)", "(3, 6)"]),
+        ("w_out", jnp.ones((2, 2)), ValueError, ["network.w_out", "(2, 2)", "(6, 2)"]),
+        ("readout_bias", jnp.ones(5), ValueError, ["network.readout_bias", "(5,)", "(2,)"]),
+        ("w_rec", jnp.full((6, 6), jnp.nan), ValueError, ["network.w_rec", "NaN"]),
+        ("readout_bias", jnp.full(2, jnp.nan), ValueError, ["network.readout_bias", "NaN"]),
+        ("w_rec", jnp.ones((6, 6), int), TypeError, ["network.w_rec", "int64"]),
+        (
+            "w_rec",
+            jnp.ones((6, 6), jnp.float32),
+            TypeError,
+            ["network.w_rec", "float32", "float64"],
+        ),
+    ],
+)
+def test_replaced_weights(name, weight, error, parts):
+    changed = eqx.tree_at(lambda net: getattr(net, name), NETWORK, weight)
+    assert_raises(lambda: changed(INPUTS), error, parts)
+
+
+def test_indices_of_neurons():
+    def traces(post):
+        return lambda: eprop.eligibility_traces(NETWORK, INPUTS, post)
+
+    assert_raises(traces(np.array([1, 6])), ValueError, ["post = [1 6]", "0 to 5"])
+    assert_raises(traces(2), TypeError, ["post", "()", "vector of integers"])
+    assert_raises(traces(np.array([0.5])), TypeError, ["post", "float64", "vector of integers"])
+
+
+def mse(*args, **kwargs):
+    return lambda: losses.mean_squared_error(OUTPUTS, *args, **kwargs)
+
+
+def cross_entropy(*args):
+    return lambda: losses.softmax_cross_entropy(OUTPUTS, *args)
+
+
+@check(
+    {
+        "one target for all": (
+            mse(np.ones((15, 2))),
+            ValueError,
+            ["(15, 2)", "(15, 3, 2)", "jnp.broadcast_to(targets, outputs.shape)"],
+        ),
+        "length": (mse(np.ones((14, 3, 2))), ValueError, ["(14, 3, 2)", "(15, 3, 2)"]),
+        "mask": (mse(OUTPUTS, np.ones(3)), ValueError, ["(3,)", "[time] = (15,)", "(15, 3)"]),
+        "labels' length": (
+            cross_entropy(np.zeros((14, 3), int)),
+            ValueError,
+            ["(14, 3)", "(15, 3)"],
+        ),
+        "labels' batch": (cross_entropy(np.zeros(4, int)), ValueError, ["(4,)", "[batch] = (3,)"]),
+        "one-hot": (
+            cross_entropy(np.zeros((15, 3, 2), int)),
+            ValueError,
+            ["(15, 3, 2)", "(15, 3)"],
+        ),
+        "labels' kind": (cross_entropy(np.zeros(3)), TypeError, ["float64", "class indices"]),
+        "no such class": (cross_entropy(np.array([0, 1, 2])), ValueError, ["0 to 2", "0 to 1"]),
+        "negative class": (cross_entropy(np.array([0, 1, -1])), ValueError, ["-1 to 1", "0 to 1"]),
+        "mask of labels": (
+            cross_entropy(np.zeros(3, int), np.ones((3, 15))),
+            ValueError,
+            ["(3, 15)"],
+        ),
+        "rates": (
+            lambda: losses.firing_rate_penalty(SPIKES, np.ones(3), dt=1.0),
+            ValueError,
+            ["target_rate", "(3,)", "6 neurons"],
+        ),
+        "running rates": (
+            lambda: losses.running_rate_penalty(SPIKES, np.ones(3), dt=1.0),
+            ValueError,
+            ["target_rate", "(3,)", "6 neurons"],
+        ),
+        "threshold": (
+            lambda: losses.voltage_penalty(SPIKES, np.ones(3)),
+            ValueError,
+            ["threshold", "(3,)", "6 neurons"],
+        ),
+    }
+)
+def test_losses(function, error, parts):
+    assert_raises(function, error, parts)

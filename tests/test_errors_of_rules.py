@@ -1,0 +1,162 @@
+"""Bad input to learning rules: the error names what was met, and says what to write instead."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eprop
+from tests.cases import TrainableLIF, make_case
+from tests.test_errors import as_a_user_has_it, assert_raises, check  # noqa: F401 (a fixture)
+
+NETWORK, INPUTS, TARGETS, LOSS, B = make_case("ALIF")
+RULES = [eprop.EProp(), eprop.EProp(window=1), eprop.EProp(window=4), eprop.BPTT()]
+
+
+def gradient(rule=RULES[0], loss=LOSS, targets=TARGETS, network=NETWORK, **options):
+    return lambda: eprop.value_and_grad(loss, rule, **options)(network, INPUTS, targets)
+
+
+def total(trajectory, targets):
+    return trajectory.outputs.sum()
+
+
+class TestLoss:
+    @pytest.mark.parametrize("rule", RULES, ids=str)
+    @check(
+        {
+            "no scalar": (lambda y: y.sum((0, 1)), TypeError, ["scalar", "shape (2,)", "sum or"]),
+            "one entry": (lambda y: y.sum()[None], TypeError, ["scalar", "shape (1,)"]),
+            "whole number": (lambda y: (y > 0).sum(), TypeError, ["floating-point", "int64"]),
+            "pair": (lambda y: (y.sum(), y), TypeError, ["tuple", "has_aux=True"]),
+            "nothing": (lambda y: None, TypeError, ["None", "return"]),
+        }
+    )
+    def test_is_no_number(self, rule, function, error, parts):
+        def loss(trajectory, targets):
+            return function(trajectory.outputs)
+
+        assert_raises(gradient(rule, loss), error, parts)
+
+    @pytest.mark.parametrize("rule", RULES, ids=str)
+    @check(
+        {
+            "no pair": (lambda y: y.sum(), TypeError, ["has_aux=True", "(scalar, aux)"]),
+            "three": (lambda y: (y.sum(), 1, 2), TypeError, ["(scalar, aux)", "3 values"]),
+            "no scalar": (lambda y: (y.sum((0, 1)), 1), TypeError, ["scalar", "shape (2,)"]),
+        }
+    )
+    def test_with_aux(self, rule, function, error, parts):
+        def loss(trajectory, targets):
+            return function(trajectory.outputs)
+
+        assert_raises(gradient(rule, loss, has_aux=True), error, parts)
+
+    @pytest.mark.parametrize("call", [eprop.total_derivative, eprop.learning_signals])
+    def test_of_learning_signals(self, call):
+        def loss(trajectory, targets):
+            return trajectory.outputs
+
+        parts = ["scalar", "shape (15, 3, 2)"]
+        assert_raises(lambda: call(NETWORK, INPUTS, TARGETS, loss), TypeError, parts)
+
+    def test_aux_of_windows_of_two_lengths(self):
+        def loss(trajectory, targets):
+            return trajectory.outputs.sum(), trajectory.outputs
+
+        parts = ["(4, 3, 2)", "(3, 3, 2)", "divides the sequence"]
+        rule = eprop.EProp(window=4)
+        assert_raises(gradient(rule, loss, has_aux=True), ValueError, parts)
+
+
+class TestTargets:
+    @pytest.mark.parametrize("window", [1, 4])
+    @check(
+        {
+            "too short": (
+                {"outputs": TARGETS["outputs"][:-1]},
+                ValueError,
+                ["targets['outputs']", "(14, 3, 2)", "leading time axis of 15"],
+            ),
+            "a label": (
+                np.zeros(3, int),
+                ValueError,
+                ["targets has shape (3,)", "jnp.broadcast_to(label, (15, *label.shape))"],
+            ),
+            "a number": ((TARGETS["outputs"], 1.0), ValueError, ["targets[1]", "()", "15"]),
+            "batch first": (TARGETS["outputs"].swapaxes(0, 1), ValueError, ["(3, 15, 2)"]),
+        }
+    )
+    def test_are_cut_with_the_inputs(self, window, function, error, parts):
+        targets, rule = function, eprop.EProp(window=window)
+        assert_raises(gradient(rule, total, targets), error, [*parts, f"window={window}"])
+        eprop.value_and_grad(total, eprop.EProp())(NETWORK, INPUTS, targets)  # is a way out
+
+
+class TestRules:
+    @check(
+        {
+            "0": (lambda: eprop.EProp(window=0), ValueError, ["window = 0", "at least 1"]),
+            "negative": (lambda: eprop.EProp(window=-3), ValueError, ["window = -3"]),
+            "fraction": (lambda: eprop.EProp(window=1.5), ValueError, ["window = 1.5", "whole"]),
+            "switch": (lambda: eprop.EProp(window=True), ValueError, ["window = True", "whole"]),
+            "text": (lambda: eprop.EProp(window="all"), ValueError, ["window = 'all'", "whole"]),
+        }
+    )
+    def test_window(self, function, error, parts):
+        assert_raises(function, error, parts)
+
+    @check(
+        {
+            "class": (gradient(eprop.EProp), TypeError, ["rule", "write EProp()"]),
+            "None": (gradient(None), TypeError, ["rule = None", "BPTT()"]),
+            "feedback": (
+                lambda: eprop.EProp(jnp.asarray(B)),
+                TypeError,
+                ["feedback", "RandomFeedback(b)"],
+            ),
+            "class of feedback": (
+                lambda: eprop.EProp(eprop.SymmetricFeedback),
+                TypeError,
+                ["feedback", "SymmetricFeedback()"],
+            ),
+        }
+    )
+    def test_kind(self, function, error, parts):
+        assert_raises(function, error, parts)
+
+    @pytest.mark.parametrize("window", [None, 1, 4])
+    @pytest.mark.parametrize("feedback", [eprop.RandomFeedback, eprop.AdaptiveFeedback])
+    def test_shape_of_b(self, feedback, window):
+        parts = ["feedback matrix", "(2, 6)", "[n_rec, n_out] = (6, 2)"]
+        assert_raises(gradient(eprop.EProp(feedback(B.T), window)), ValueError, parts)
+
+    def test_shape_of_b_for_learning_signals(self):
+        def function():
+            return eprop.learning_signals(NETWORK, INPUTS, TARGETS, LOSS, eprop.RandomFeedback(B.T))
+
+        assert_raises(function, ValueError, ["(2, 6)", "[n_rec, n_out] = (6, 2)"])
+
+    @pytest.mark.parametrize("feedback", [eprop.RandomFeedback, eprop.AdaptiveFeedback])
+    @check(
+        {
+            "vector": (B[:, 0], ValueError, ["b has shape (6,)", "[n_rec, n_out]"]),
+            "integers": (B.astype(int), TypeError, ["b has dtype int64", "b.astype(jnp.float32)"]),
+            "NaN": (np.full_like(B, np.nan), ValueError, ["b of shape (6, 2)", "NaN"]),
+        }
+    )
+    def test_feedback_matrix(self, feedback, function, error, parts):
+        assert_raises(lambda: feedback(function), error, parts)
+
+    @pytest.mark.parametrize("decay", [1.0, -0.1, np.nan])
+    def test_decay(self, decay):
+        def function():
+            return eprop.AdaptiveFeedback(B, decay=decay)
+
+        assert_raises(function, ValueError, [f"decay = {decay}", "at least 0 and less than 1"])
+
+    def test_arrays_of_a_cell_with_windows(self):
+        cell = TrainableLIF(jnp.full(6, 0.6), jnp.asarray(0.0), 6)
+        network = eqx.tree_at(lambda net: net.cell, NETWORK, cell)
+        parts = ["cell.v_th", "cell.v_start", "window=4", "EProp(..., window=None)"]
+        assert_raises(gradient(eprop.EProp(window=4), total, network=network), ValueError, parts)
