@@ -81,8 +81,9 @@ def common_traces(cell: AbstractCell) -> list[bool]:
     from other such variables only: a membrane potential with one α is the filtered presynaptic
     activity, whatever the postsynaptic neuron does. A vector then does for a matrix.
     """
-    state = cell.init(1)
-    current = jnp.zeros_like(hidden_variables(state)[0])
+    with jax.ensure_compile_time_eval():
+        state = cell.init(1)
+        current = jnp.zeros_like(hidden_variables(state)[0])
     rows = _constants(cell.linear_step, state, current)
     common = [True] * len(rows)
 

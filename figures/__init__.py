@@ -1,0 +1,1 @@
+"""Figures, drawn from what experiments have written: `python -m figures.<name> FOLDER`."""

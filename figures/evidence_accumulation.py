@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from experiments import plotting
+from figures import plotting
 
 LEFT, RIGHT, RECALL, NOISE = "#0072b2", "#d55e00", "black", "0.55"
 FAST, SLOW = "#56b4e9", "#aa3377"

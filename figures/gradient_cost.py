@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import plotting
+from figures import plotting
 
 FORWARD = {"color": "white", "edgecolor": "black"}
 EPROP = {"color": plotting.COLOURS["symmetric"]}

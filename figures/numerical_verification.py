@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from experiments import plotting
+from figures import plotting
 
 NETWORK = "LIF and ALIF"
 """The one of the two that is drawn."""

@@ -1,13 +1,15 @@
 """Stricter than a user's session: types are checked, and nothing is promoted silently."""
 
 import jax
+import jaxtyping
 import matplotlib
 import pytest
-from jaxtyping import install_import_hook
 
 # Shape and dtype annotations of the engine become assertions; this must come before its import.
 # An int may stand for a float, as everywhere in Python's typing.
-install_import_hook("eprop", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+jaxtyping.install_import_hook(
+    "eprop", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 
 # The tests compare to rounding, so float64; a test of float32 says so by `jax.enable_x64(False)`.
 jax.config.update("jax_enable_x64", True)
@@ -25,3 +27,9 @@ def compile_quickly():
     jax.config.update(name, True)
     yield
     jax.config.update(name, before)
+
+
+@pytest.fixture
+def as_a_user_has_it(monkeypatch):
+    """Without the run-time checks of types, which would come before the engine's own."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

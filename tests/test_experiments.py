@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import numerical_verification, plotting
-from experiments.files import write_atomically
+from experiments import numerical_verification
+from figures import plotting
+from figures.files import write_atomically
 
 
 def help_of(experiment):

@@ -169,7 +169,7 @@ def in_float32(tree):
     )
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("rule", [RULES[0], RULES[2]], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_float32(cell, rule):
     """Also beside float64, which the network does not turn into."""

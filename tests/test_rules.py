@@ -72,7 +72,8 @@ class TestConventions:
         actual = function(case().network, case().inputs, targets)
         assert_trees_close(actual, value_and_grad(rule), 1e-15)
 
-    def test_without_jit(self, rule):
+    def test_without_jit(self):
+        rule = RULES["windows"]
         function = eprop.value_and_grad(case().loss, rule)
         actual = function(case().network, case().inputs, case().targets)
         assert_trees_close(actual, value_and_grad(rule), 1e-14)
@@ -192,6 +193,7 @@ class TestTransformations:
         assert n_traces == traced and step._cache_size() == 1
         assert np.any(second.w_in != first.w_in) and np.any(first.w_in != network.w_in)
 
+    @pytest.mark.parametrize("rule", [RULES["whole"], RULES["windows"]], ids=str)
     def test_over_seeds(self, rule):
         """Networks built from their keys inside `vmap`, as one by one."""
 
