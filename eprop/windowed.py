@@ -230,14 +230,12 @@ def _reverse(
         )
         gradients = jax.tree.map(jnp.add, later.gradients, here)
 
+        # A unit vector on a hidden variable at the end, or on the readout, which sees all spikes.
         nothing = jnp.zeros_like(d_spikes)
         fading = jnp.broadcast_to(signals.fading[:, None, None], nothing.shape)
-        no_states = jax.tree.map(jnp.zeros_like, signals.states)
-        seen = [nothing] * (len(later.units) - 1) + [fading]
-        pulled = [
-            pullback((d_spikes, no_states, unit))
-            for d_spikes, unit in zip(seen, later.units, strict=False)
-        ]
+        on_spikes = [nothing] * (len(later.units) - 1) + [fading]
+        on_states = jax.tree.map(jnp.zeros_like, signals.states)
+        pulled = [pullback((on_spikes[k], on_states, unit)) for k, unit in enumerate(later.units)]
         units = [unit for _, unit, _ in pulled]
         return Later(costates, gradients, units), [r for _, _, r in pulled]
 
