@@ -45,7 +45,7 @@ options = st.builds(
     terms=st.sampled_from(TERMS),
     seed=st.integers(0, 29),
 )
-NO_REFRACTORY_TIME = Options(n_steps=12, n_refractory=0, scale_readout=True, terms=TERMS[1])
+NO_REFRACTORY_TIME = Options(n_steps=12, seed=2, n_refractory=0, scale_readout=True, terms=TERMS[1])
 ONE_STEP = Options(n_steps=13, n_refractory=1, readout_bias=True, terms=TERMS[2], seed=1)
 FIVE_STEPS = Options(
     n_refractory=5, heterogeneous=False, scale_current=True, readout_bias=True, scale_readout=True
@@ -80,19 +80,18 @@ def assert_windows_agree(case, windows):
         assert_trees_close(actual, expected, TOLERANCE, f"window={window}")
 
 
-@on_every_cell(max_examples=3)
+@on_every_cell(max_examples=2)
 def test_recursion_and_windows_and_autodiff(cell, options):
     drawn = windows(options.n_steps)[options.seed % 5]
     assert_windows_agree(make_case(cell, options), [1, drawn, None])
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_every_window(cell):
+def test_every_window():
     options = Options(n_steps=14, n_refractory=5, readout_bias=True)
-    assert_windows_agree(make_case(cell, options), [1, 4, *windows(14), None])
+    assert_windows_agree(make_case("ALIF", options), [1, 4, *windows(14), None])
 
 
-@on_every_cell(max_examples=2)
+@on_every_cell(max_examples=1)
 def test_factorisation_with_the_total_derivative_is_bptt(cell, options):
     """dE/dW = Σ_t (dE/dz_t e_t + ∂E/∂s_t · ε_t)."""
     case = make_case(cell, options)
@@ -139,12 +138,12 @@ def autodiff_with_feedback(case, b):
     return jax.jit(jax.grad(loss))(case.network)
 
 
-@on_every_cell(max_examples=2)
+@on_every_cell(max_examples=1)
 def test_random_feedback(cell, options):
     case = make_case(cell, options)
     expected = autodiff_with_feedback(case, case.b)
     assert_alive(case.network, case.inputs, expected)
-    for window in (1, windows(options.n_steps)[options.seed % 3], None):
+    for window in ([1, 2, 7][options.seed % 3], None):
         actual = case.grad(eprop.EProp(eprop.RandomFeedback(case.b), window))
         assert_trees_close(actual, expected, TOLERANCE, f"window={window}")
 
@@ -160,7 +159,7 @@ def test_the_oracle_of_random_feedback_with_symmetric_feedback(cell):
     ("steps_per_block", "length", "keep_currents"),
     [(1, 1, True), (4, 4, False), (7, 5, True), (7, 5, False), (14, 8, False)],
 )
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ["ALIF", "own cell"])
 def test_blocks(cell, steps_per_block, length, keep_currents, monkeypatch):
     """However a sequence is cut into blocks, the last of which may run over its end."""
     case = make_case(cell, Options(n_steps=15, n_refractory=2, readout_bias=True))
