@@ -71,22 +71,24 @@ class AbstractCell(eqx.Module):
     def output(self, state: Any) -> Array:
         """z_t `[batch, n]`, what the neuron sends: its spike, by a surrogate's `spike`."""
 
-    def jacobians(self, state_tm1: Any, current: Array) -> Jacobians:
+    def jacobians(self, state_tm1: Any, current: Array, z_tm1: Array | None = None) -> Jacobians:
         """D, b and c of the step from `state_tm1` under `current` `[batch, n]`.
 
         By forward differentiation of `step` and `output`, in units of the state's own fields.
+        `z_tm1` is the last output as the network has it, `output(state_tm1)` by default.
         """
-        rows = self.linear_step(state_tm1, current)
-        state = self.step(state_tm1, current, self.output(state_tm1))
+        if z_tm1 is None:
+            z_tm1 = jax.lax.stop_gradient(self.output(state_tm1))
+        rows = self.linear_step(state_tm1, current, z_tm1)
+        state = self.step(state_tm1, current, z_tm1)
         return Jacobians(
             state=jnp.stack([jnp.stack(row[:-1]) for row in rows]),
             current=jnp.stack([row[-1] for row in rows]),
             output=jnp.stack(_directions(self.output, state)),
         )
 
-    def linear_step(self, state_tm1: Any, current: Array) -> list[list[Array]]:
+    def linear_step(self, state_tm1: Any, current: Array, z_tm1: Array) -> list[list[Array]]:
         """The rows of D, each with its entry of b at the end, as separate arrays `[batch, n]`."""
-        z_tm1 = jax.lax.stop_gradient(self.output(state_tm1))
         by_state = _directions(lambda s: hidden_variables(self.step(s, current, z_tm1)), state_tm1)
         by_current = _directions(
             lambda i: hidden_variables(self.step(state_tm1, i, z_tm1)), current
@@ -183,7 +185,7 @@ class LIF(AbstractCell):
         self.v_th = checks.parameter("v_th", v_th, n, above=0)
         self.n_refractory = checks.steps("n_refractory", n_refractory, n)
         self.scale_current = scale_current
-        self.surrogate = surrogate
+        self.surrogate = checks.instance("surrogate", surrogate, AbstractSurrogate, "Triangular()")
 
     def init(self, batch: int) -> LIFState:
         """Potential 0, not refractory."""
@@ -249,7 +251,7 @@ class ALIF(AbstractCell):
         self.scale_current = scale_current
         self.tau_a = checks.parameter("tau_a", tau_a, n, above=0)
         self.beta = checks.parameter("beta", beta, n)
-        self.surrogate = surrogate
+        self.surrogate = checks.instance("surrogate", surrogate, AbstractSurrogate, "Triangular()")
 
     def init(self, batch: int) -> ALIFState:
         """Potential and adaptation 0, not refractory."""

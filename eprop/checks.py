@@ -44,18 +44,21 @@ def parameter(
 
 def steps(name: str, value: ArrayLike | Sequence[int], n: int) -> int | tuple[int, ...]:
     """A cell's number of steps as an int, or a tuple of `n` ints; `ValueError` for others."""
-    checked = np.asarray(parameter(name, value, n, above=-1))
-    if not np.all(checked == np.floor(checked)):
-        raise ValueError(f"{name} = {value} must be a whole number of steps: divide ms by dt")
+    checked = np.asarray(parameter(name, value, n))
+    if not np.all((checked == np.floor(checked)) & (checked >= 0)):
+        raise ValueError(
+            f"{name} = {value} must be a whole number of steps, 0 or more: divide ms by dt"
+        )
     whole = checked.astype(int)
     return int(whole) if whole.ndim == 0 else tuple(whole.tolist())
 
 
 def duration(name: str, value: float) -> float:
     """A time in ms as a float; `ValueError` unless it is one positive, finite number."""
-    checked = parameter(name, value, 1, above=0)
-    if isinstance(checked, tuple):
+    if np.ndim(value) != 0:
         raise ValueError(f"{name} = {value} must be one number, in ms")
+    checked = parameter(name, value, 1, above=0)
+    assert isinstance(checked, float)
     return checked
 
 
@@ -66,8 +69,8 @@ def positive_int(name: str, value: Any) -> int:
     return int(value)
 
 
-def float_array(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Array:
-    """`value` as a floating-point array of exactly `shape`."""
+def float_array(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: Any = None) -> Array:
+    """`value` as a floating-point array of exactly `shape` (and `dtype`, if it matters)."""
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
@@ -76,7 +79,11 @@ def float_array(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Array:
         )
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}, but {shape} is needed here")
-    return finite(name, array)
+    if dtype is not None and array.dtype != dtype:
+        raise TypeError(
+            f"{name} has dtype {array.dtype}, but network.w_in has {dtype}: give all weights one"
+        )
+    return array
 
 
 def sequence(name: str, value: ArrayLike, n_features: int, dtype: Any) -> Array:
@@ -102,16 +109,41 @@ def sequence(name: str, value: ArrayLike, n_features: int, dtype: Any) -> Array:
     return finite(name, array)
 
 
-def finite(name: str, array: Array) -> Array:
-    """`array` itself; an error if it holds NaN or infinity, also where it is traced by `jit`."""
+def finite(name: str, array: Array, guarded: Array | None = None) -> Array:
+    """`guarded`, or `array` itself; an error if `array` holds NaN or infinity.
+
+    Where `array` is traced (by `jit`) the error comes when the result is used.
+    """
+    guarded = array if guarded is None else guarded
     if not jnp.issubdtype(array.dtype, jnp.inexact):
-        return array
+        return guarded
     message = f"{name} of shape {array.shape} holds NaN or infinity"
     if isinstance(array, jax.core.Tracer):
-        return eqx.error_if(array, ~jnp.all(jnp.isfinite(array)), message)
+        return eqx.error_if(guarded, ~jnp.all(jnp.isfinite(array)), message)
     if not np.all(np.isfinite(array)):
         raise ValueError(message)
-    return array
+    return guarded
+
+
+def indices(name: str, value: ArrayLike, n: int) -> Array:
+    """`value` as a vector of indices from 0 to n - 1."""
+    array = np.asarray(value)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"{name} has shape {array.shape} and dtype {array.dtype}, but must be a vector of "
+            f"integers: write np.flatnonzero(mask) for a mask, [neuron] for one neuron"
+        )
+    if array.size and not (array.min() >= 0 and array.max() < n):
+        raise ValueError(f"{name} = {array.tolist()} must be from 0 to {n - 1}")
+    return jnp.asarray(array)
+
+
+def instance(name: str, value: Any, kind: type, example: str) -> Any:
+    """`value` itself; `TypeError` unless it is an instance of `kind`."""
+    if not isinstance(value, kind):
+        given = f"the class {value.__name__}" if isinstance(value, type) else f"{value!r:.60}"
+        raise TypeError(f"{name} must be an {kind.__name__}, such as {example}, not {given}")
+    return value
 
 
 def same_length(targets: Any, n_steps: int, window: int) -> None:

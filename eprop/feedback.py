@@ -71,7 +71,9 @@ class AdaptiveFeedback(AbstractFeedback):
         B ← (1 - decay) B + ΔW_out,        W_out ← (1 - decay) W_out + ΔW_out
 
     so that their difference shrinks at every step (Kolen & Pollack 1994; the paper's "adaptive
-    e-prop"). `eprop.apply_updates` does this in place of `optax.apply_updates`.
+    e-prop"). `eprop.apply_updates` does this in place of `optax.apply_updates`. The rule then
+    changes at each step, as the network does: make it an argument of the compiled step that
+    calls `value_and_grad(loss, rule)`.
 
     **Arguments:** `b`: B before learning `[n_rec, n_out]`; `decay`: the fraction of the weights
     lost at each update (dimensionless).
@@ -99,4 +101,4 @@ def _feedback_matrix(b: ArrayLike) -> Array:
     array = jnp.asarray(b)
     if array.ndim != 2:
         raise ValueError(f"b has shape {array.shape}, but [n_rec, n_out] is needed")
-    return checks.float_array("b", array, array.shape)
+    return checks.finite("b", checks.float_array("b", array, array.shape))

@@ -29,7 +29,10 @@ class LossDerivatives(NamedTuple):
 
 
 class LearningSignals(NamedTuple):
-    """E-prop's two learning signals: dE/dW = Σ_t L_t ē_t + Σ_t (∂E/∂z_t) e_t."""
+    """E-prop's two learning signals: dE/dW = Σ_t L_t ē_t + Σ_t (∂E/∂z_t) e_t.
+
+    A loss that looks at the states adds Σ_t (∂E/∂s_t) · ε_t, which is not in here.
+    """
 
     readout: Float[Array, "time batch n_rec"]
     """L_t = B ∂E/∂y_t, which goes with the trace filtered by the readout."""
@@ -48,6 +51,11 @@ def call_loss(loss: Loss, trajectory: Trajectory, targets: Any, has_aux: bool) -
         value, aux = result
     else:
         value, aux = result, None
+        if isinstance(value, tuple | list | dict):
+            raise TypeError(
+                f"the loss returns a {type(value).__name__}, but must return a scalar, or "
+                f"(scalar, aux) with has_aux=True"
+            )
     checks.scalar_loss(value)
     return value, aux
 
@@ -106,8 +114,9 @@ def total_derivative(
     """dE/dz_t: what z_t does to the loss by every way through the network, by reverse mode.
 
     The ideal learning signal: Σ_t dE/dz_t e_t is the gradient of BPTT (the paper's equation 1),
-    where e_t are the `eligibility_traces`. An influence of the spike on the neuron's own state
-    that its cell keeps (the threshold adaptation) is in the trace, and so not in here.
+    where e_t are the `eligibility_traces`, for a loss that doesn't look at the states. An
+    influence of the spike on the neuron's own state that its cell keeps (the threshold
+    adaptation) is in the trace, and so not in here.
     """
     inputs = network.check_inputs(inputs)
     start = network.init(inputs.shape[1])

@@ -79,7 +79,8 @@ def firing_rate_penalty(
 
     **Arguments:** `target_rate`: f* in Hz, one or one per neuron; `dt`: time step in ms.
 
-    The rates are those of the steps at hand, a window's if the loss sees a window at a time.
+    The rates are those of the steps at hand. The square of a mean is no sum over time, so where the
+    loss sees a window at a time this is another penalty: on each window's rates, one after another.
     Source: the reference implementation, `reg_type` "simple".
     """
     rates = spikes.mean((0, 1)) / dt
@@ -92,8 +93,9 @@ def running_rate_penalty(
     """Mean over time of Σ_j (f_j,t - f*)² in (spikes/ms)², with f_j,t the rate up to step t.
 
     As `firing_rate_penalty`, but of the average that a neuron could keep while it runs: over the
-    batch and the steps so far. Source: after the reference implementation's `reg_type` "online",
-    which lays the examples of a batch end to end.
+    batch and the steps so far (of the window, where the loss sees one at a time). Source: after
+    the reference implementation's `reg_type` "online", which lays the examples of a batch end to
+    end.
     """
     steps = jnp.arange(1, len(spikes) + 1, dtype=spikes.dtype)
     rates = jnp.cumsum(spikes.mean(1), axis=0) / (steps[:, None] * dt)

@@ -1,6 +1,5 @@
 """A recurrent layer of neurons between input synapses and a leaky readout."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -114,6 +113,7 @@ class Network(eqx.Module):
         Raises `ValueError` or `TypeError` for a weight of another shape, of an integer dtype, or
         not finite.
         """
+        checks.instance("cell", cell, AbstractCell, "ALIF(100)")
         n_in, n_out = checks.positive_int("n_in", n_in), checks.positive_int("n_out", n_out)
         shapes = {
             "w_in": (w_in, (n_in, cell.n)),
@@ -169,15 +169,24 @@ class Network(eqx.Module):
 
         blocks = in_blocks(inputs, self.block_length(*inputs.shape[:2]))
         _, trajectory = jax.lax.scan(block, self.init(inputs.shape[1]), blocks)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(inputs)], trajectory)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trajectory)
 
     def check_inputs(self, inputs: ArrayLike) -> Array:
         """`inputs` as an array; an error that says what to write instead if they don't fit."""
         n, dtype = self.cell.n, self.w_in.dtype
-        checks.float_array("network.w_in", self.w_in, (self.n_in, n))
-        checks.float_array("network.w_rec", self.w_rec, (n, n))
-        checks.float_array("network.w_out", self.w_out, (n, self.n_out))
-        return checks.sequence("inputs", inputs, self.n_in, dtype)
+        shapes = {
+            "w_in": (self.n_in, n),
+            "w_rec": (n, n),
+            "w_out": (n, self.n_out),
+            "readout_bias": (self.n_out,),
+        }
+        inputs = checks.sequence("inputs", inputs, self.n_in, dtype)
+        for name, shape in shapes.items():
+            weight = getattr(self, name)
+            if weight is not None:
+                checks.float_array(f"network.{name}", weight, shape, dtype)
+                inputs = checks.finite(f"network.{name}", weight, guarded=inputs)
+        return inputs
 
     def init(self, batch: int) -> NetworkState:
         """The network at rest, in the dtype of its weights."""
@@ -190,9 +199,14 @@ class Network(eqx.Module):
         )
 
     def block_length(self, n_steps: int, batch: int) -> int:
-        """How many steps to work on at a time, for their arrays to fit into the cache."""
+        """How many steps to work on at a time, for their arrays to fit into the cache.
+
+        A divisor of `n_steps`; all of them where the only divisors are much shorter blocks.
+        """
         step_bytes = batch * self.cell.n * self.w_in.dtype.itemsize
-        return math.ceil(n_steps / math.ceil(n_steps * step_bytes / BLOCK_BYTES))
+        fitting = min(n_steps, max(1, BLOCK_BYTES // step_bytes))
+        length = max(d for d in range(1, fitting + 1) if n_steps % d == 0)
+        return length if 4 * length >= fitting else n_steps
 
     def unroll(
         self,
@@ -318,4 +332,4 @@ def _weight(
                 f"write Network(..., key=jax.random.key(0))"
             )
         weight = weight(jax.random.fold_in(key, index), shape, jnp.result_type(float))
-    return checks.float_array(name, weight, shape)
+    return checks.finite(name, checks.float_array(name, weight, shape))

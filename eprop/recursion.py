@@ -58,7 +58,7 @@ def step_gradients(
     derivatives = jax.tree.map(lambda x: x[0], derivatives)
 
     pre = network.presynaptic(inputs, start.spikes, trajectory.spikes)
-    jacobians = network.cell.jacobians(start.cell, currents[0])
+    jacobians = network.cell.jacobians(start.cell, currents[0], start.spikes)
     traces, trace = step_traces(
         carry.synapses, jacobians, pre[0], network.kappa, network.readout_gain
     )

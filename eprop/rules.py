@@ -84,6 +84,7 @@ class EProp(AbstractRule):
     window: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
+        checks.instance("feedback", self.feedback, AbstractFeedback, "RandomFeedback(b)")
         if self.window is not None:
             checks.positive_int("window", self.window)
 
@@ -159,6 +160,7 @@ def value_and_grad(
     Raises `TypeError` for a loss that is no scalar, `ValueError` or `TypeError` for inputs and
     targets that don't fit.
     """
+    checks.instance("rule", rule, AbstractRule, "EProp()")
 
     def evaluate(network: Network, inputs: ArrayLike, targets: Any) -> tuple[Any, Network]:
         part, frozen = eqx.partition(network, trainable)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from . import checks
 from .cells import AbstractCell, Jacobians, hidden_variables
 from .network import Network, NetworkState, Synapses
 
@@ -79,12 +80,13 @@ def common_traces(cell: AbstractCell) -> list[bool]:
 
     That is so where D and b are constants, equal for all neurons, that lead from the current and
     from other such variables only: a membrane potential with one α is the filtered presynaptic
-    activity, whatever the postsynaptic neuron does. A vector then does for a matrix.
+    activity, whatever the postsynaptic neuron does. A vector then does for a matrix. The cell is
+    taken to be elementwise over neurons, as every cell must be.
     """
     with jax.ensure_compile_time_eval():
         state = cell.init(1)
         current = jnp.zeros_like(hidden_variables(state)[0])
-    rows = _constants(cell.linear_step, state, current)
+    rows = _constants(cell.linear_step, state, current, current)
     common = [True] * len(rows)
 
     def is_common(row):
@@ -167,9 +169,7 @@ def sum_over_batch(
     return jax.lax.scan(add, nothing, (list(signals), list(traces)))[0]
 
 
-def eligibility_traces(
-    network: Network, inputs: ArrayLike, post: ArrayLike | None = None
-) -> Synapses:
+def eligibility_traces(network: Network, inputs: ArrayLike, post: Any = None) -> Synapses:
     """The `EligibilityTraces` of W_in and W_rec, for a look at them.
 
     **Arguments:** `inputs`: `[time, batch, n_in]`; `post`: the postsynaptic neurons to follow, as
@@ -180,7 +180,7 @@ def eligibility_traces(
     """
     inputs = network.check_inputs(inputs)
     neurons = jnp.arange(network.cell.n)
-    post = neurons if post is None else jnp.asarray(post)
+    post = neurons if post is None else checks.indices("post", post, network.cell.n)
     carry = init_carry(network, inputs.shape[1])
     start = carry.network
     run = network.unroll(start, inputs, stop_z_gradients=True)
@@ -193,7 +193,7 @@ def eligibility_traces(
 
     def step(traces, now):
         pre_t, state_tm1, current = now
-        jacobians = network.cell.jacobians(state_tm1, current)
+        jacobians = network.cell.jacobians(state_tm1, current, pre_t[:, network.n_in :])
         traces, trace = step_traces(traces, jacobians, pre_t, network.kappa, network.readout_gain)
         seen = [*traces.vectors, trace, traces.filtered]
         return traces, [jnp.broadcast_to(x, trace.shape)[..., post] for x in seen]

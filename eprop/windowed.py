@@ -24,7 +24,14 @@ from jaxtyping import Array, Float
 from .cells import hidden_variables
 from .feedback import AbstractFeedback
 from .learning_signals import Loss, differentiate_loss
-from .network import Network, NetworkState, Trajectory, in_blocks, leaky_filter
+from .network import (
+    Network,
+    NetworkState,
+    Trajectory,
+    in_blocks,
+    leaky_filter,
+    without_autapses,
+)
 from .recursion import Gradients, zero_gradients
 from .traces import Carry, ReadoutTraces, SynapticTraces, advance_vector, sum_over_batch
 
@@ -118,7 +125,7 @@ def window_gradients(
 
     Returns the carry after it, the loss's value and aux, and the window's share of the gradient.
     """
-    length = _divisor(len(inputs), network.block_length(*inputs.shape[:2]))
+    length = network.block_length(*inputs.shape[:2])
     blocks, end, trajectory = _forward(network, carry.network, inputs, length)
     value, aux, signals = _signals(loss, network, trajectory, targets, has_aux)
 
@@ -161,8 +168,7 @@ def _forward(
     network: Network, start: NetworkState, inputs: Array, length: int
 ) -> tuple[Block, NetworkState, Trajectory]:
     """The blocks, the state after the last, and what happened."""
-    n_steps = len(inputs)
-    small = n_steps * start.spikes.nbytes <= KEPT_BYTES
+    small = len(inputs) * start.spikes.nbytes <= KEPT_BYTES
     keep = small or network.n_in + network.cell.n > KEPT_INPUTS
 
     def forward(state, inputs):
@@ -171,10 +177,9 @@ def _forward(
         block = Block(state, inputs, spikes, currents if keep else None)
         return end, (block, trajectory.outputs, trajectory.states)
 
-    # The last block may run over the end; what it does there has no influence on the loss.
     end, (blocks, outputs, states) = jax.lax.scan(forward, start, in_blocks(inputs, length))
     outputs, spikes, states = jax.tree.map(
-        lambda x: x.reshape(-1, *x.shape[2:])[:n_steps], (outputs, blocks.spikes, states)
+        lambda x: x.reshape(-1, *x.shape[2:]), (outputs, blocks.spikes, states)
     )
     return blocks, end, Trajectory(outputs, spikes.astype(outputs.dtype), states)
 
@@ -261,8 +266,10 @@ def _neurons(
     Returns how cotangents on what they did (spikes, states, last state) pull back to those on the
     cell's parameters, the first state and the currents.
     """
-    currents = pre @ network.synapses if block.currents is None else block.currents
-    z_tm1 = pre[..., network.n_in :]
+    x, z_tm1 = pre[..., : network.n_in], pre[..., network.n_in :]
+    currents = block.currents
+    if currents is None:  # in the order of the forward pass, for the same spikes
+        currents = x @ network.w_in + z_tm1 @ without_autapses(network.w_rec)
     hidden, counters = eqx.partition(block.start.cell, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(hidden)
 
@@ -278,9 +285,3 @@ def _neurons(
         return spikes, states, hidden_variables(last)
 
     return jax.vjp(neurons, trainable_cell, leaves, currents)[1]
-
-
-def _divisor(n_steps: int, at_most: int) -> int:
-    """A block length without remainder; the whole window where the only ones are very short."""
-    length = max(d for d in range(1, at_most + 1) if n_steps % d == 0)
-    return length if 4 * length >= at_most else n_steps

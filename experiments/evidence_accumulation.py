@@ -251,6 +251,8 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     """
     folder = RunFolder(config.folder, config)
     state, metrics = folder.load(init(config), [])
+    if metrics and progress:
+        tqdm.write(f"Going on after iteration {len(metrics)} of {config.folder}")
     step, validate = make_step(config), make_error(config, config.validation_batches)
     begun = time.perf_counter() - (metrics[-1]["seconds"] if metrics else 0.0)
     bar = tqdm(total=config.iterations, initial=len(metrics), disable=not progress, unit="it")
@@ -337,7 +339,12 @@ def main(args: Sequence[str] | None = None) -> None:
         prog="python -m experiments.evidence_accumulation [default|reference]",
         description=__doc__,
     )
-    summary = run(config)
+    try:
+        summary = run(config)
+    except KeyboardInterrupt:
+        raise SystemExit(
+            "Interrupted. The same command goes on from the last checkpoint."
+        ) from None
     figure = draw(config.folder)
     reached = "Criterion met" if summary["reached_criterion"] else "Criterion NOT met"
     print(

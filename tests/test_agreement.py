@@ -156,23 +156,31 @@ def test_the_oracle_of_random_feedback_with_symmetric_feedback(cell):
 
 
 @pytest.mark.parametrize(
-    ("steps_per_block", "length", "keep_currents"),
-    [(1, 1, True), (4, 4, False), (7, 5, True), (7, 5, False), (14, 8, False)],
+    ("window", "steps_per_block", "length", "keep_currents"),
+    [
+        (None, 1, 1, True),
+        (None, 4, 4, False),
+        (None, 7, 5, True),
+        (None, 14, 8, False),
+        (12, 7, 6, True),
+        (12, 4, 4, False),
+        (11, 4, 4, True),  # no block divides it: the window is one
+    ],
 )
 @pytest.mark.parametrize("cell", ["ALIF", "own cell"])
-def test_blocks(cell, steps_per_block, length, keep_currents, monkeypatch):
-    """However a sequence is cut into blocks, the last of which may run over its end."""
+def test_blocks(cell, window, steps_per_block, length, keep_currents, monkeypatch):
+    """However a window is cut into blocks, the last of which may run over the sequence's end."""
     case = make_case(cell, Options(n_steps=15, n_refractory=2, readout_bias=True))
     trajectory, (value, expected) = case.network(case.inputs), case.value_and_grad(AUTODIFF)
     assert_alive(case.network, case.inputs, expected)
-    _, batch, n_rec = trajectory.spikes.shape
-    assert case.network.block_length(15, batch) == 15
+    (_, batch, n_rec), n_steps = trajectory.spikes.shape, window or 15
+    assert case.network.block_length(n_steps, batch) == n_steps
 
     monkeypatch.setattr(eprop.network, "BLOCK_BYTES", 8 * batch * n_rec * steps_per_block)
     monkeypatch.setattr(eprop.windowed, "KEPT_BYTES", 2**20 if keep_currents else 0)
-    assert case.network.block_length(15, batch) == length
+    assert case.network.block_length(n_steps, batch) == length
     assert_trees_close(case.network(case.inputs), trajectory, TOLERANCE)
-    actual_value, actual = case.value_and_grad(eprop.EProp())
+    actual_value, actual = case.value_and_grad(eprop.EProp(window=window))
     assert_close(actual_value, value, TOLERANCE, "loss")
     assert_trees_close(actual, expected, TOLERANCE)
 

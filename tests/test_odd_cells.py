@@ -1,0 +1,160 @@
+"""Cells and sequences on which a careless evaluation goes wrong."""
+
+from typing import ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+import eprop
+import eprop.network
+
+
+class State(NamedTuple):
+    v: Array
+
+
+class Graded(eprop.AbstractCell):
+    """A rate neuron that sends something at rest already, and a reset by what it sent."""
+
+    n: int = eqx.field(static=True)
+    dt: ClassVar[float] = 1.0
+
+    def init(self, batch):
+        return State(jnp.zeros((batch, self.n)))
+
+    def step(self, state, current, z_tm1):
+        return State(0.9 * state.v + current - 0.5 * z_tm1**2 * state.v)
+
+    def output(self, state):
+        return jnp.tanh(state.v + 0.7)
+
+
+class AboveThreshold(eprop.AbstractCell):
+    """A neuron that begins above its threshold, and a reset to zero."""
+
+    n: int = eqx.field(static=True)
+    dt: ClassVar[float] = 1.0
+    spiking: ClassVar[bool] = True
+
+    def init(self, batch):
+        return State(jnp.ones((batch, self.n)))
+
+    def step(self, state, current, z_tm1):
+        return State(0.9 * state.v * (1 - z_tm1) + current)
+
+    def output(self, state):
+        return eprop.Triangular().spike(state.v - 0.5)
+
+
+class Root(eprop.AbstractCell):
+    """A neuron whose derivative is infinite without a current."""
+
+    n: int = eqx.field(static=True)
+    dt: ClassVar[float] = 1.0
+
+    def init(self, batch):
+        return State(jnp.zeros((batch, self.n)))
+
+    def step(self, state, current, z_tm1):
+        return State(0.5 * state.v + jnp.sqrt(current))
+
+    def output(self, state):
+        return state.v
+
+
+def loss(trajectory, targets):
+    return jnp.sum((trajectory.outputs - targets) ** 2)
+
+
+def problem(cell, n_steps=15, positive=False):
+    network = eprop.Network(cell, n_in=3, n_out=2, key=jax.random.key(0))
+    if positive:
+        weights = (jnp.abs(network.w_in), jnp.abs(network.w_rec))
+        network = eqx.tree_at(lambda net: (net.w_in, net.w_rec), network, weights)
+    inputs = jax.random.bernoulli(jax.random.key(1), 0.5, (n_steps, 2, 3))
+    inputs = jnp.ones_like(inputs) if positive else inputs
+    return network, inputs, jnp.ones((n_steps, 2, 2))
+
+
+def assert_same(found, oracle):
+    for name in ("w_in", "w_rec", "w_out"):
+        a, b = getattr(found, name), getattr(oracle, name)
+        scale = np.abs(b).max()
+        assert np.isfinite(scale) and scale > 1e-3, name
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("cell", [Graded(4), AboveThreshold(4)], ids=lambda c: type(c).__name__)
+def test_a_cell_that_sends_something_before_the_first_step(cell):
+    """The network starts from z_0 = 0, whatever `output` says of the first state."""
+    arguments = problem(cell)
+    oracle = eprop.grad(loss, eprop.BPTT(stop_z_gradients=True))(*arguments)
+    for window in (1, 4, None):
+        assert_same(eprop.grad(loss, eprop.EProp(window=window))(*arguments), oracle)
+    bptt = eprop.grad(loss, eprop.BPTT())(*arguments)
+    assert not np.allclose(bptt.w_rec, oracle.w_rec, rtol=1e-3)
+    network, inputs, targets = arguments
+    total = eprop.total_derivative(network, inputs, targets, loss)
+    traces = eprop.eligibility_traces(network, inputs)
+    factorised = jnp.einsum("tbj,tbij->ij", total, traces.w_in.trace)
+    np.testing.assert_allclose(factorised, bptt.w_in, rtol=1e-10)
+
+
+@pytest.mark.parametrize("n_steps", [13, 15, 16])
+def test_no_step_is_run_that_was_not_asked_for(n_steps, monkeypatch):
+    """A step on zero input beyond the end would be infinite here, and zero times it not zero."""
+    arguments = problem(Root(4), n_steps, positive=True)
+    monkeypatch.setattr(eprop.network, "BLOCK_BYTES", 5 * 2 * 4 * 8)
+    found = [
+        eprop.grad(loss, rule)(*arguments)
+        for rule in (eprop.EProp(), eprop.BPTT(stop_z_gradients=True))
+    ]
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("kept", [0, 2**24])
+def test_potentials_at_the_threshold_stay_on_their_side(kept, monkeypatch):
+    """Weights on a grid put many potentials right at the threshold, where rounding decides."""
+    monkeypatch.setattr("eprop.windowed.KEPT_BYTES", kept)
+    with jax.enable_x64(False):
+        cell = eprop.ALIF(64, tau_v=0.01, v_th=0.6, beta=0.05, n_refractory=0)
+        network = eprop.Network(cell, n_in=40, n_out=2, key=jax.random.key(0))
+        grid = [jnp.round(w * 20) / 20 for w in (network.w_in, network.w_rec)]
+        network = eqx.tree_at(lambda net: (net.w_in, net.w_rec), network, grid)
+        inputs = jax.random.bernoulli(jax.random.key(1), 0.3, (80, 16, 40))
+        targets = jnp.ones((80, 16, 2))
+        found, oracle = (
+            jax.jit(eprop.grad(loss, rule))(network, inputs, targets)
+            for rule in (eprop.EProp(), eprop.BPTT(stop_z_gradients=True))
+        )
+        near = jnp.abs(network(inputs).states.v - 0.6) < 1e-6
+        assert near.sum() > 20
+        for name in ("w_in", "w_rec"):
+            a, b = getattr(found, name), getattr(oracle, name)
+            assert np.abs(a - b).max() < 1e-4 * np.abs(b).max()
+
+
+def test_weights_that_are_not_numbers_are_refused_under_jit():
+    network, inputs, targets = problem(eprop.LIF(4))
+    for name in ("w_in", "w_rec", "w_out"):
+        broken = eqx.tree_at(
+            lambda net, name=name: getattr(net, name),
+            network,
+            getattr(network, name).at[0, 1].set(jnp.nan),
+        )
+        for rule in (eprop.EProp(), eprop.BPTT()):
+            with pytest.raises(Exception, match=f"network.{name} of shape .* holds NaN"):
+                jax.block_until_ready(
+                    eqx.filter_jit(eprop.value_and_grad(loss, rule))(broken, inputs, targets)
+                )
+
+
+@pytest.mark.parametrize("post", [[-1], [4], 1, [True, False, True, False], [[0]], [0.5]])
+def test_neurons_to_follow_are_indices(post):
+    network, inputs, _ = problem(eprop.LIF(4))
+    with pytest.raises(ValueError, match="post"):
+        eprop.eligibility_traces(network, inputs, post)
