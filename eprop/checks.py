@@ -30,7 +30,13 @@ def parameter(
             f"{name} is traced, but the parameters of a cell are constants of the compiled "
             f"program: build the cell outside of jax.jit, jax.vmap and jax.grad"
         )
-    array = np.asarray(value, dtype=np.float64)
+    try:
+        given = np.asarray(value)
+    except ValueError:  # ragged
+        given = np.asarray(None)
+    if given.dtype.kind not in "biuf":
+        raise TypeError(f"{name} = {value!r} must be a real number, or one per neuron")
+    array = given.astype(np.float64)
     if array.shape not in ((), (n,)):
         raise ValueError(
             f"{name} has shape {array.shape}: give one number, or one for each of the {n} neurons"
@@ -47,7 +53,7 @@ def steps(name: str, value: ArrayLike | Sequence[int], n: int) -> int | tuple[in
     checked = np.asarray(parameter(name, value, n))
     if not np.all((checked == np.floor(checked)) & (checked >= 0)):
         raise ValueError(
-            f"{name} = {value} must be a whole number of steps, 0 or more: divide ms by dt"
+            f"{name} = {value} must be a whole number of steps, at least 0: divide ms by dt"
         )
     whole = checked.astype(int)
     return int(whole) if whole.ndim == 0 else tuple(whole.tolist())
@@ -104,7 +110,7 @@ def sequence(name: str, value: ArrayLike, n_features: int, dtype: Any) -> Array:
     if jnp.issubdtype(array.dtype, jnp.inexact) and array.dtype != dtype:
         raise TypeError(
             f"{name} has dtype {array.dtype}, but the weights have {dtype}: "
-            f"write {name}.astype({dtype})"
+            f"write {name}.astype(jnp.{dtype})"
         )
     return finite(name, array)
 
@@ -129,12 +135,12 @@ def indices(name: str, value: ArrayLike, n: int) -> Array:
     """`value` as a vector of indices from 0 to n - 1."""
     array = np.asarray(value)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(
+        raise TypeError(
             f"{name} has shape {array.shape} and dtype {array.dtype}, but must be a vector of "
             f"integers: write np.flatnonzero(mask) for a mask, [neuron] for one neuron"
         )
     if array.size and not (array.min() >= 0 and array.max() < n):
-        raise ValueError(f"{name} = {array.tolist()} must be from 0 to {n - 1}")
+        raise ValueError(f"{name} = {array} must be from 0 to {n - 1}")
     return jnp.asarray(array)
 
 

@@ -126,6 +126,12 @@ def voltage_penalty(
     It is zero while -A <= v <= A.
     """
     threshold = jnp.asarray(threshold, v.dtype)
+    if threshold.ndim == 1 and threshold.shape != v.shape[-1:]:
+        raise ValueError(
+            f"threshold has shape {threshold.shape}: give one number, or one for each of the "
+            f"{v.shape[-1]} neurons"
+        )
+    threshold = jnp.broadcast_to(threshold, v.shape)
     excess = jax.nn.relu(jnp.abs(v) - threshold) / threshold
     return _mean(jnp.square(excess).sum(-1), None, n_steps)
 

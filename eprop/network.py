@@ -113,7 +113,7 @@ class Network(eqx.Module):
         Raises `ValueError` or `TypeError` for a weight of another shape, of an integer dtype, or
         not finite.
         """
-        checks.instance("cell", cell, AbstractCell, "ALIF(100)")
+        checks.instance("cell", cell, AbstractCell, "LIF(n)")
         n_in, n_out = checks.positive_int("n_in", n_in), checks.positive_int("n_out", n_out)
         shapes = {
             "w_in": (w_in, (n_in, cell.n)),
@@ -331,5 +331,14 @@ def _weight(
                 f"{name} is drawn by an initializer, which needs a random key: "
                 f"write Network(..., key=jax.random.key(0))"
             )
+        if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+            legacy = isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,)
+            if not legacy:
+                raise TypeError(f"key = {key!r} must be a random key: write jax.random.key(0)")
         weight = weight(jax.random.fold_in(key, index), shape, jnp.result_type(float))
+    elif isinstance(weight, str | bool):
+        raise TypeError(
+            f"{name} = {weight!r} must be an array or an initializer: write "
+            f"jax.nn.initializers.zeros, or another of jax.nn.initializers"
+        )
     return checks.finite(name, checks.float_array(name, weight, shape))
