@@ -144,11 +144,10 @@ def indices(name: str, value: ArrayLike, n: int) -> Array:
     return jnp.asarray(array)
 
 
-def instance(name: str, value: Any, kind: type, example: str) -> Any:
+def instance(name: str, value: Any, kind: type, examples: str) -> Any:
     """`value` itself; `TypeError` unless it is an instance of `kind`."""
     if not isinstance(value, kind):
-        given = f"the class {value.__name__}" if isinstance(value, type) else f"{value!r:.60}"
-        raise TypeError(f"{name} must be an {kind.__name__}, such as {example}, not {given}")
+        raise TypeError(f"{name} = {repr(value)[:80]} is no {kind.__name__}: write {examples}")
     return value
 
 

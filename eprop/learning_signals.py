@@ -45,15 +45,14 @@ def call_loss(loss: Loss, trajectory: Trajectory, targets: Any, has_aux: bool) -
     result = loss(trajectory, targets)
     if has_aux:
         if not isinstance(result, tuple) or len(result) != 2:
-            raise TypeError(
-                f"with has_aux=True the loss must return (scalar, aux), not {type(result).__name__}"
-            )
+            given = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
+            raise TypeError(f"with has_aux=True the loss must return (scalar, aux), not {given}")
         value, aux = result
     else:
         value, aux = result, None
-        if isinstance(value, tuple | list | dict):
+        if value is None or isinstance(value, tuple | list | dict):
             raise TypeError(
-                f"the loss returns a {type(value).__name__}, but must return a scalar, or "
+                f"the loss returned a {type(value).__name__}: it must return a scalar, or "
                 f"(scalar, aux) with has_aux=True"
             )
     checks.scalar_loss(value)

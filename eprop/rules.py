@@ -84,7 +84,8 @@ class EProp(AbstractRule):
     window: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        checks.instance("feedback", self.feedback, AbstractFeedback, "RandomFeedback(b)")
+        examples = "SymmetricFeedback() or RandomFeedback(b)"
+        checks.instance("feedback", self.feedback, AbstractFeedback, examples)
         if self.window is not None:
             checks.positive_int("window", self.window)
 
@@ -160,7 +161,7 @@ def value_and_grad(
     Raises `TypeError` for a loss that is no scalar, `ValueError` or `TypeError` for inputs and
     targets that don't fit.
     """
-    checks.instance("rule", rule, AbstractRule, "EProp()")
+    checks.instance("rule", rule, AbstractRule, "EProp() or BPTT()")
 
     def evaluate(network: Network, inputs: ArrayLike, targets: Any) -> tuple[Any, Network]:
         part, frozen = eqx.partition(network, trainable)
