@@ -132,14 +132,15 @@ def finite(name: str, array: Array, guarded: Array | None = None) -> Array:
 
 
 def indices(name: str, value: ArrayLike, n: int) -> Array:
-    """`value` as a vector of indices from 0 to n - 1."""
-    array = np.asarray(value)
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+    """`value` as a vector of indices from 0 to n - 1; where it is traced, that is not checked."""
+    traced = isinstance(value, jax.core.Tracer)
+    array = value if traced else np.asarray(value)
+    if array.ndim != 1 or not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"{name} has shape {array.shape} and dtype {array.dtype}, but must be a vector of "
             f"integers: write np.flatnonzero(mask) for a mask, [neuron] for one neuron"
         )
-    if array.size and not (array.min() >= 0 and array.max() < n):
+    if not traced and array.size and not (array.min() >= 0 and array.max() < n):
         raise ValueError(f"{name} = {array} must be from 0 to {n - 1}")
     return jnp.asarray(array)
 
