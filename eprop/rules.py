@@ -224,7 +224,8 @@ def _cut(tree: Any, at: int) -> tuple[Any, Any]:
     return jax.tree.map(lambda x: x[:at], tree), jax.tree.map(lambda x: x[at:], tree)
 
 
-def _append(stacked: Array, last: Array) -> Array:
+def _append(stacked: Array, last: ArrayLike) -> Array:
+    last = jnp.asarray(last, stacked.dtype)
     if stacked.shape[1:] != last.shape:
         raise ValueError(
             f"aux of shape {stacked.shape[1:]} has shape {last.shape} in the last, shorter "
