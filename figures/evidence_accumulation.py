@@ -90,7 +90,7 @@ def _answer(axes: Axes, time: np.ndarray, trial: dict) -> None:
     axes.axvspan(recall[0], recall[-1], color="0.9", zorder=0)
     axes.set(ylim=(-0.05, 1.05), yticks=(0, 0.5, 1))
     axes.set_ylabel("answer\nsoftmax(y)")
-    axes.legend(loc="center", bbox_to_anchor=(0.6, 0.75), ncols=2)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.95), ncols=2)
 
 
 def _learning_signal(axes: Axes, trial: dict, config: dict) -> None:

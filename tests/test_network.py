@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import eprop
+import eprop.windowed
 from tests.cases import CELLS, Options, make_case
 from tests.comparison import assert_close, assert_trees_close
 
@@ -94,6 +95,12 @@ class TestAutapses:
     def test_no_effect(self):
         made, network = self.with_stored_diagonal()
         assert_trees_close(network(made.inputs), made.network(made.inputs), 0)
+
+    def test_no_effect_where_currents_are_computed_again(self, monkeypatch):
+        made, network = self.with_stored_diagonal()
+        monkeypatch.setattr(eprop.windowed, "KEPT_BYTES", 0)
+        actual = made._replace(network=network).value_and_grad(RULES[0])
+        assert_trees_close(actual, value_and_grad("ALIF", RULES[0]), 1e-14)
 
     @pytest.mark.parametrize("rule", RULES, ids=str)
     def test_no_gradient(self, rule):
