@@ -82,6 +82,11 @@ class TestTargets:
                 ValueError,
                 ["targets['outputs']", "(14, 3, 2)", "leading time axis of 15"],
             ),
+            "too long": (
+                np.zeros((16, 3)),
+                ValueError,
+                ["targets has shape (16, 3)", "leading time axis of 15"],
+            ),
             "a label": (
                 np.zeros(3, int),
                 ValueError,
