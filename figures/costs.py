@@ -1,0 +1,73 @@
+"""The figure of a benchmark's run: time per program, and memory where it was measured.
+
+python -m figures.costs results/neuron_step/steps64_n128_seed0
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from figures import plotting
+
+OURS = {"color": plotting.COLOURS["symmetric"]}
+OTHERS = {"color": plotting.COLOURS["bptt_stop_z"]}
+UNITS = {"median_seconds": ("ms", 1e3), "memory_bytes": ("MiB", 2**-20)}
+NAMES = {"median_seconds": "time (median)", "memory_bytes": "memory of the compiled program"}
+
+
+def draw(folder: Path) -> Path:
+    """Read a run's results and draw its figure beside them; returns the figure's path."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    workloads = metrics["workloads"]
+    n_bars = [len(found["programs"]) for found in workloads.values()]
+    programs = [row for found in workloads.values() for row in found["programs"].values()]
+    keys = [key for key in NAMES if any(key in row for row in programs)]
+    with plotting.style():
+        figure = Figure(
+            figsize=(5 + 3.5 * (len(keys) - 1), 0.9 + sum(0.2 * n + 0.5 for n in n_bars))
+        )
+        rows = figure.subplots(
+            len(workloads), len(keys), sharey="row", squeeze=False, height_ratios=n_bars
+        )
+        for axes, (name, found) in zip(rows, workloads.items(), strict=True):
+            for key, panel in zip(keys, axes, strict=True):
+                _bars(panel, found["programs"], key)
+            passed = "" if found["check"]["passed"] else "   CHECK FAILED"
+            axes[0].set_title(f"{name}   {found['title']}{passed}")
+        for key, panel in zip(keys, rows[-1], strict=True):
+            panel.set_xlabel(f"{NAMES[key]} in {UNITS[key][0]}")
+        figure.suptitle(
+            f"{metrics['processor']}, {metrics['cores_usable']} cores, JAX {metrics['jax']}, "
+            f"{metrics['date'][:10]}", x=0.99, ha="right", fontsize=7, color="0.35",
+        )  # fmt: skip
+        path = folder / "figure.png"
+        plotting.save(figure, path)
+    return path
+
+
+def _bars(axes: Axes, programs: dict[str, Any], key: str) -> None:
+    """One bar per program on a logarithmic axis, with its number."""
+    _, factor = UNITS[key]
+    for i, (label, row) in enumerate(programs.items()):
+        if key in row:
+            value = factor * row[key]
+            look = OURS if label.startswith("e") else OTHERS
+            axes.barh(i, value, height=0.7, **look)
+            axes.annotate(
+                f"{value:.3g}", (value, i), xytext=(4, 0), textcoords="offset points",
+                va="center", fontsize=7,
+            )  # fmt: skip
+    values = [factor * row[key] for row in programs.values() if key in row]
+    axes.set_xscale("log")
+    axes.set_xlim(min(values) / 2, 4 * max(values))
+    axes.set_yticks(range(len(programs)), list(programs))
+    axes.set_ylim(len(programs) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+
+
+if __name__ == "__main__":
+    print(draw(Path(sys.argv[1])))
