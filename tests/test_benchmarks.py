@@ -1,8 +1,10 @@
 """The benchmarks run, and measure what they say; how fast anything is, is not tested."""
 
 import json
+import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparison import assert_trees_close
@@ -10,7 +12,8 @@ from test_experiments import assert_drawn, assert_options, help_of
 
 import eprop
 from eprop import losses
-from experiments.benchmarks import gradient_cost
+from experiments import benchmarks
+from experiments.benchmarks import gradient_cost, neuron_step, peers, spike_storage
 
 PROGRAMS = [
     "forward, plain scan",
@@ -120,3 +123,235 @@ class TestGradientCost:
         text = help_of("benchmarks.gradient_cost")
         assert "XLA's own account" in text and "in steps" in text
         assert_options(text, gradient_cost.Config)
+
+
+@pytest.fixture
+def without_peers(monkeypatch):
+    """As if nothing to compare with were installed."""
+    benchmarks.peer.cache_clear()
+    for name in ("torch", "braintrace", "brainstate", "spikingjelly"):
+        monkeypatch.setitem(sys.modules, name, None)
+    yield
+    benchmarks.peer.cache_clear()
+
+
+def metrics_of(benchmark, tmp_path, *options):
+    """Exit status and metrics of a run, whose figure and configuration are there too."""
+    status = benchmark.main([*options, "--results", str(tmp_path), "--run", "a"])
+    assert_drawn(tmp_path / "a" / "figure.png")
+    assert (tmp_path / "a" / "config.json").exists()
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert metrics["jax"] == jax.__version__
+    return status, metrics
+
+
+class TestTools:
+    def test_a_peer_that_is_there(self):
+        assert benchmarks.peer("json") is json
+
+    def test_a_peer_that_is_not_there_says_how_to_install_it(self, without_peers, capsys):
+        assert benchmarks.peer("torch") is None
+        assert benchmarks.peer("torch") is None
+        said = capsys.readouterr().out
+        assert said.count("pip install -e '.[peers]'") == 1 and "torch" in said
+
+    def test_versions(self):
+        versions = benchmarks.peer_versions(("jax", "eprop_no_such_package"))
+        assert versions == {"jax": jax.__version__, "eprop_no_such_package": None}
+
+    def test_times_in_turn(self):
+        calls = []
+        programs = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+        rows = benchmarks.time_in_turn(programs, {"a": 3, "b": 1}, "")
+        assert calls == ["a", "b", "a", "a"]
+        assert [len(row["seconds"]) for row in rows.values()] == [3, 1]
+        assert rows["a"]["median_seconds"] == np.median(rows["a"]["seconds"]) > 0
+
+    def test_warms_up(self):
+        calls = []
+        rows = benchmarks.time_in_turn({"a": lambda: calls.append("a")}, {"a": 2}, "", warm_up=3)
+        assert len(calls) == 8 and len(rows["a"]["seconds"]) == 2
+
+    def test_relative_difference(self):
+        a, b = (np.ones(2), np.array([4.0, 8.0])), (np.ones(2), np.array([4.0, 10.0]))
+        assert benchmarks.relative_difference(a, a) == 0
+        assert benchmarks.relative_difference(a, b) == pytest.approx(0.2)
+        assert np.isnan(benchmarks.relative_difference(a, (b[0], b[1] * np.nan)))
+
+
+@pytest.fixture(scope="module")
+def neurons():
+    """Spikes and gradients by label, without PyTorch."""
+    inputs = 2 * np.random.default_rng(1).random((20, 30), dtype=np.float32)
+    with jax.enable_x64(False):
+        programs = {"eprop, LIF": neuron_step.own_program(inputs)} | {
+            f"JAX, {name}": neuron_step.jax_program(step, inputs)
+            for name, step in neuron_step.EQUATIONS.items()
+        }
+        return {label: tuple(map(np.asarray, run())) for label, run in programs.items()}
+
+
+class TestNeuronStep:
+    def test_runs_without_peers(self, without_peers, tmp_path, capsys):
+        status, metrics = metrics_of(neuron_step, tmp_path, "--rounds", "2", "--n-steps", "20")
+        found = metrics["workloads"]["neuron_step"]
+        assert status == 0 and found["check"]["passed"]
+        labels = ["eprop, LIF", *(f"JAX, {name}" for name in neuron_step.EQUATIONS)]
+        assert list(found["programs"]) == labels
+        assert found["programs"]["eprop, LIF"]["time_ratio"] == 1
+        assert "pip install" in capsys.readouterr().out
+
+    def test_three_neurons(self):
+        """Hard and soft reset and FuseLIF, by hand, for inputs of one neuron."""
+        x = np.array([[1.5], [0.75], [0.5]], np.float32)
+        with jax.enable_x64(False):
+            spikes = {
+                name: np.asarray(neuron_step.jax_program(step, x)()[0])[:, 0].tolist()
+                for name, step in neuron_step.EQUATIONS.items()
+            }
+        # v of the hard reset: 1.5, 0.75, 0.875; the soft one: 1.5, 0.5, 0.75; fused: 1.5, 1.5, 1.25
+        assert spikes["LISNN"] == spikes["LIF in three phases"] == [1, 0, 0]
+        assert spikes["soft reset"] == [1, 0, 0]
+        assert spikes["FuseLIF"] == [1, 1, 1]
+
+    def test_surrogate(self):
+        surrogate = neuron_step.Rectangular(0.25)
+        x = jnp.array([-0.3, -0.2, 0.0, 0.2, 0.3])
+        slope = jax.vmap(jax.grad(surrogate.spike))(x)
+        np.testing.assert_array_equal(slope, [0, 2, 2, 2, 0])
+        np.testing.assert_array_equal(surrogate.spike(x), [0, 0, 0, 1, 1])
+
+    @pytest.mark.parametrize(
+        ("label", "change"),
+        [
+            ("eprop, LIF", lambda z, g: (z, g * np.float32(1.001))),
+            ("eprop, LIF", lambda z, g: (z, g * np.float32(np.nan))),
+            ("eprop, LIF", lambda z, g: (1 - z, g)),
+            ("JAX, FuseLIF", lambda z, g: (np.zeros_like(z), g)),
+            ("JAX, FuseLIF", None),
+        ],
+    )
+    def test_check_fails(self, neurons, label, change):
+        """If a gradient is wrong, spikes are different or missing, or all neurons are one."""
+        assert neuron_step.check(neurons)["passed"]
+        changed = change(*neurons[label]) if change else neurons["JAX, LISNN"]
+        assert not neuron_step.check(neurons | {label: changed})["passed"]
+
+    def test_help(self):
+        text = help_of("benchmarks.neuron_step")
+        assert "LISNN" in text and "in steps" in text
+        assert_options(text, neuron_step.Config)
+
+
+class TestSpikeStorage:
+    def test_runs(self, tmp_path):
+        status, metrics = metrics_of(
+            spike_storage, tmp_path, "--workloads", "tiny", "--rounds", "2"
+        )
+        found = metrics["workloads"]["tiny"]
+        assert status == 0 and found["check"]["passed"]
+        labels = [f"kept as {kind}" for kind in spike_storage.STORAGES]
+        assert list(found["programs"]) == [*labels, "e-prop, float32", "e-prop, booleans"]
+        n_bytes = 75 * 3 * np.array([4 * 12, 12, 2])  # 12 neurons: 2 bytes of bits
+        assert list(found["kept_bytes"].values()) == n_bytes.tolist()
+        for row in found["programs"].values():
+            assert len(row["seconds"]) == 2 and row["memory_bytes"] > 0
+
+    @pytest.mark.parametrize("kind", spike_storage.STORAGES)
+    @pytest.mark.parametrize("n", [8, 13])
+    def test_what_is_written_is_read(self, kind, n):
+        storage = spike_storage.STORAGES[kind]
+        spikes = np.random.default_rng(0).random((5, 3, n)) < 0.3
+        kept = storage.write(jnp.asarray(spikes, jnp.float32))
+        np.testing.assert_array_equal(storage.read(kept, n), spikes)
+        assert kept.nbytes == 15 * {"float32": 4 * n, "booleans": n, "bits": -(-n // 8)}[kind]
+
+    def test_filter(self):
+        """The spikes are those of the rates, and the last one counts most."""
+        storage = spike_storage.STORAGES["bits"]
+        with jax.enable_x64(False):
+            start = jnp.full((1, 2), 0.9)  # at 5 and 20 Hz it is above 1 after 20 and 5 steps
+            filtered, kept = spike_storage.write_and_read(storage, start, n_steps=24, block=8)
+            spikes = np.asarray(storage.read(kept, 2)).reshape(24, 2)
+        assert np.argmax(spikes, axis=0) == pytest.approx([20, 5], abs=1)
+        assert spikes.sum() == 2
+        ages = np.argmax(spikes, axis=0)  # read from the last step to the first
+        np.testing.assert_allclose(filtered[0], spike_storage.DECAY**ages, rtol=1e-5)
+
+    def test_only_the_storage_of_the_cell_differs(self):
+        with jax.enable_x64(False):
+            network, _, _ = gradient_cost.draw_workload("tiny", seed=0)
+        other = spike_storage.float_cells(network)
+        assert network.cell.spiking and not other.cell.spiking
+        assert vars(network.cell) == vars(other.cell)
+
+    @pytest.mark.parametrize(
+        ("label", "change"),
+        [
+            ("kept as bits", lambda x: np.nextafter(x, np.float32(9))),
+            ("e-prop, booleans", lambda x: np.nextafter(x, np.float32(9))),
+            ("e-prop, booleans", lambda x: x * np.float32(np.nan)),
+        ],
+    )
+    def test_check_fails(self, label, change):
+        """If a result differs by one bit."""
+        names = [f"kept as {kind}" for kind in spike_storage.STORAGES]
+        names += ["e-prop, float32", "e-prop, booleans"]
+        results = {name: [np.ones(3, np.float32)] for name in names}
+        sizes = {"float32": 96, "booleans": 24, "bits": 3}
+        assert spike_storage.check(results, sizes)["passed"]
+        changed = results | {label: [change(results[label][0])]}
+        assert not spike_storage.check(changed, sizes)["passed"]
+
+    def test_check_fails_for_large_or_no_spikes(self):
+        results = {"kept as float32": [np.ones(3, np.float32)]}
+        assert spike_storage.check(results, {"float32": 96, "bits": 12})["passed"]
+        assert not spike_storage.check(results, {"float32": 96, "bits": 13})["passed"]
+        silent = {"kept as float32": [np.zeros(3, np.float32)]}
+        assert not spike_storage.check(silent, {"float32": 96, "bits": 12})["passed"]
+
+    def test_help(self):
+        text = help_of("benchmarks.spike_storage")
+        assert "booleans" in text
+        assert_options(text, spike_storage.Config)
+
+
+class TestPeers:
+    def test_runs_without_peers(self, without_peers, tmp_path, capsys):
+        options = ["--workloads", "tiny", "--windows", "16", "--rounds", "2"]
+        status, metrics = metrics_of(peers, tmp_path, *options)
+        found = metrics["workloads"]["tiny"]
+        assert status == 0 and found["check"]["passed"]
+        assert list(found["programs"]) == [peers.OWN, "e-prop, window=16", peers.BPTT]
+        said = capsys.readouterr().out
+        assert all(name in said for name in ("braintrace", "torch", "pip install -e '.[peers]'"))
+
+    @pytest.mark.parametrize(
+        ("label", "value", "factor"),
+        [
+            ("BrainTrace, D_RTRL", 1.0, 1.001),
+            ("BrainTrace, D_RTRL", 1.0, np.nan),
+            ("PyTorch, BPTT", 1.0, 1.001),
+            ("BrainTrace, pp_prop", 1.001, 1.0),
+            (peers.BPTT, 1.0, 0.5),
+        ],
+    )
+    def test_check_fails(self, label, value, factor):
+        """If an exact gradient or a loss is another, or BPTT is e-prop."""
+        own = tuple(np.arange(1.0, 1 + n) for n in (4, 9, 3))
+        bptt = tuple(2 * x for x in own)
+        results = {
+            label: (1.0, bptt if "BPTT" in label else own)
+            for label in (peers.OWN, peers.BPTT, "BrainTrace, D_RTRL", "PyTorch, BPTT")
+        }
+        results["BrainTrace, pp_prop"] = (1.0, tuple(x[::-1] for x in own))
+        verdict = peers.check(results)
+        assert verdict["passed"]
+        assert verdict["cosines"]["BrainTrace, pp_prop"] < 0.9 < verdict["cosines"][peers.BPTT]
+        results[label] = (value, tuple(factor * x for x in results[label][1]))
+        assert not peers.check(results)["passed"]
+
+    def test_help(self):
+        text = help_of("benchmarks.peers")
+        assert "BrainTrace" in text and "in steps" in text
+        assert_options(text, peers.Config)

@@ -72,3 +72,15 @@ def test_the_engine_imports_no_tasks_and_no_experiments(module):
     names = set(imported(ENGINE / f"{module}.py"))
     forbidden = ("eprop.tasks", "experiments", "figures", "tests", "matplotlib", "optax")
     assert not [name for name in names if name.startswith(forbidden)]
+
+
+OPTIONAL = ("braintrace", "brainstate", "spikingjelly", "torch")
+
+
+def test_what_the_benchmarks_compare_with_is_optional():
+    """Else nothing would run without it."""
+    folders = ("eprop", "experiments", "figures", "tests")
+    paths = [path for folder in folders for path in (ENGINE.parent / folder).rglob("*.py")]
+    assert len(paths) > len(MODULES)
+    found = [(path, name) for path in paths for name in imported(path) if name.startswith(OPTIONAL)]
+    assert not found
