@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from figures import plotting
 
-OURS = {"color": plotting.COLOURS["symmetric"]}
-OTHERS = {"color": plotting.COLOURS["bptt_stop_z"]}
+OURS = {"color": plotting.COLOURS["symmetric"], "marker": "o"}
+OTHERS = {"color": "black", "marker": "D", "markerfacecolor": "white"}
 UNITS = {"median_seconds": ("ms", 1e3), "memory_bytes": ("MiB", 2**-20)}
 NAMES = {"median_seconds": "time (median)", "memory_bytes": "memory of the compiled program"}
 
@@ -23,19 +23,19 @@ def draw(folder: Path) -> Path:
     """Read a run's results and draw its figure beside them; returns the figure's path."""
     metrics = json.loads((folder / "metrics.json").read_text())
     workloads = metrics["workloads"]
-    n_bars = [len(found["programs"]) for found in workloads.values()]
+    n_rows = [len(found["programs"]) for found in workloads.values()]
     programs = [row for found in workloads.values() for row in found["programs"].values()]
     keys = [key for key in NAMES if any(key in row for row in programs)]
     with plotting.style():
         figure = Figure(
-            figsize=(5 + 3.5 * (len(keys) - 1), 0.9 + sum(0.2 * n + 0.5 for n in n_bars))
+            figsize=(5 + 3.5 * (len(keys) - 1), 0.9 + sum(0.2 * n + 0.5 for n in n_rows))
         )
         rows = figure.subplots(
-            len(workloads), len(keys), sharey="row", squeeze=False, height_ratios=n_bars
+            len(workloads), len(keys), sharey="row", squeeze=False, height_ratios=n_rows
         )
         for axes, (name, found) in zip(rows, workloads.items(), strict=True):
             for key, panel in zip(keys, axes, strict=True):
-                _bars(panel, found["programs"], key)
+                _points(panel, found["programs"], key)
             passed = "" if found["check"]["passed"] else "   CHECK FAILED"
             axes[0].set_title(f"{name}   {found['title']}{passed}")
         for key, panel in zip(keys, rows[-1], strict=True):
@@ -49,21 +49,22 @@ def draw(folder: Path) -> Path:
     return path
 
 
-def _bars(axes: Axes, programs: dict[str, Any], key: str) -> None:
-    """One bar per program on a logarithmic axis, with its number."""
+def _points(axes: Axes, programs: dict[str, Any], key: str) -> None:
+    """A point for each program, with its number, on a logarithmic axis; our own are filled."""
     _, factor = UNITS[key]
-    for i, (label, row) in enumerate(programs.items()):
-        if key in row:
-            value = factor * row[key]
-            look = OURS if label.startswith("e") else OTHERS
-            axes.barh(i, value, height=0.7, **look)
+    values = {label: factor * row[key] for label, row in programs.items() if key in row}
+    for i, label in enumerate(programs):
+        if label in values:
+            ours = label.startswith(("eprop", "e-prop"))
+            axes.axhline(i, color="0.9", linewidth=0.8, zorder=0)
+            axes.plot(values[label], i, markersize=5, **(OURS if ours else OTHERS))
             axes.annotate(
-                f"{value:.3g}", (value, i), xytext=(4, 0), textcoords="offset points",
-                va="center", fontsize=7,
+                f"{values[label]:.3g}", (values[label], i), xytext=(6, 0),
+                textcoords="offset points", va="center", fontsize=7,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )  # fmt: skip
-    values = [factor * row[key] for row in programs.values() if key in row]
     axes.set_xscale("log")
-    axes.set_xlim(min(values) / 2, 4 * max(values))
+    axes.set_xlim(min(values.values()) / 2, 4 * max(values.values()))
     axes.set_yticks(range(len(programs)), list(programs))
     axes.set_ylim(len(programs) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)

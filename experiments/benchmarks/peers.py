@@ -54,7 +54,7 @@ V_TH, GAMMA, N_REFRACTORY = gradient_cost.V_TH, gradient_cost.GAMMA, gradient_co
 OWN, BPTT = "e-prop, window=None", "BPTT, jax.grad"
 APPROXIMATE = ("BrainTrace, EProp", "BrainTrace, pp_prop")
 """Programs whose gradient is another. All the rest must find that of one of the two above."""
-SLOW = ("BrainTrace, D_RTRL", "BrainTrace, EProp", "PyTorch, BPTT")
+SLOW = ("BrainTrace, D_RTRL", "BrainTrace, EProp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Config:
     rounds: int = 7
     """Timed calls of each program."""
     slow_rounds: int = 1
-    """Timed calls of BrainTrace's D_RTRL and EProp, and of PyTorch."""
+    """Timed calls of BrainTrace's D_RTRL and EProp."""
     seed: int = 0
     """Of the weights and the inputs."""
     results: Path = Path("results/peers")
