@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from figures import plotting
 
-OURS = {"color": plotting.COLOURS["symmetric"], "marker": "o"}
-OTHERS = {"color": "black", "marker": "D", "markerfacecolor": "white"}
+OURS: dict[str, Any] = {"color": plotting.COLOURS["symmetric"], "marker": "o"}
+OTHERS: dict[str, Any] = {"color": "black", "marker": "D", "markerfacecolor": "white"}
 UNITS = {"median_seconds": ("ms", 1e3), "memory_bytes": ("MiB", 2**-20)}
 NAMES = {"median_seconds": "time (median)", "memory_bytes": "memory of the compiled program"}
 
