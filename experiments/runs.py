@@ -11,7 +11,7 @@ from typing import Any
 import equinox as eqx
 import numpy as np
 
-from figures.files import write_atomically, write_json
+from eprop.files import write_atomically, write_json
 
 
 class RunFolder:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from .files import write_atomically
+from eprop.files import write_atomically
 
 RULES: dict[str, dict[str, Any]] = {
     "bptt": {"label": "BPTT", "color": "black", "linestyle": "solid"},

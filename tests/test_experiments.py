@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 
 from experiments import numerical_verification
 from figures import plotting
-from figures.files import write_atomically
 
 
 def help_of(experiment):
@@ -163,15 +162,3 @@ class TestPlotting:
         assert left + (step + 0.5) * (right - left) / 10 == pytest.approx(step * dt)
         assert np.asarray(lines.lines[1].get_xdata())[step] == step * dt
         assert raster.get_xlim() == image.get_xlim() == lines.get_xlim() == (-0.25, 4.75)
-
-    def test_a_failed_write_leaves_the_old_file(self, tmp_path):
-        path = tmp_path / "new" / "file"
-        write_atomically(path, lambda file: file.write(b"old"))
-
-        def fail(file):
-            file.write(b"half")
-            raise OSError("disk full")
-
-        with pytest.raises(OSError, match="disk full"):
-            write_atomically(path, fail)
-        assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]

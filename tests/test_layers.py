@@ -7,7 +7,7 @@ import pytest
 
 ENGINE = Path(__file__).parent.parent / "eprop"
 LAYERS = [
-    {"checks"},
+    {"checks", "files"},
     {"surrogate"},
     {"cells"},
     {"network"},
