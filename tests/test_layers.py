@@ -8,7 +8,7 @@ import pytest
 ENGINE = Path(__file__).parent.parent / "eprop"
 LAYERS = [
     {"checks", "files"},
-    {"surrogate"},
+    {"surrogate", "checkpoints"},
     {"cells"},
     {"network"},
     {"losses", "feedback"},

@@ -1,0 +1,197 @@
+"""Checkpoints: the arrays of any pytree in one file, which is either whole or refused.
+
+    eprop checkpoint 1 <SHA-256 of all that follows>
+    an archive of NumPy arrays (.npz, without pickle): one per leaf, and a header in JSON
+
+The header has the versions of eprop, JAX and NumPy, what the caller said about the state
+(`metadata`), and of each leaf its path, shape and dtype.
+"""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import files
+
+MAGIC = b"eprop checkpoint "
+VERSION = b"1"
+HEADER = "header"
+"""The header's name in the archive; the leaves are named by their number."""
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, is damaged, or holds another state than is asked for."""
+
+
+class Leaf(NamedTuple):
+    """What a state's leaf is like, but for its values."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.path} of shape {self.shape} and dtype {self.dtype}"
+
+
+def save(path: Path, state: Any, metadata: Any = None) -> None:
+    """Writes the arrays and numbers of `state`, whole or not at all.
+
+    **Arguments:**
+
+    - `path`: the file; the one that it replaces is kept until this one is on disk.
+    - `state`: any pytree: networks, optimiser states, random keys, NumPy arrays, numbers. Its
+      other leaves, such as functions, are not saved.
+    - `metadata`: what is to be known about the state, such as a configuration: anything that JSON
+      can hold, or a dataclass of it.
+    """
+    header = {
+        "versions": {name: _version(name) for name in ("eprop", "jax", "numpy")},
+        "metadata": files.as_json(metadata),
+        "leaves": [leaf._asdict() for leaf in describe(state)],
+    }
+    arrays = {str(i): _plain(name, leaf) for i, (name, leaf) in enumerate(_leaves(state))}
+    archive = io.BytesIO()
+    text = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    np.savez(archive, allow_pickle=False, **{HEADER: text}, **arrays)
+    content = archive.getbuffer()
+
+    def write(file):
+        file.write(_first_line(content))
+        file.write(content)
+
+    files.write_atomically(Path(path), write)
+
+
+def load(path: Path, like: Any) -> tuple[Any, Any]:
+    """`(state, metadata)` of a checkpoint.
+
+    `like` is a state of the same structure, such as the one that training began with: leaves that
+    are no arrays come from it, and so do all static fields.
+
+    Raises `CheckpointError` for a file that is damaged or no checkpoint, and where the leaves
+    differ from those of `like`.
+    """
+    header, arrays = _read(Path(path))
+    theirs = [Leaf(x["path"], tuple(x["shape"]), x["dtype"]) for x in header["leaves"]]
+    difference = first_difference(theirs, describe(like))
+    if difference is not None:
+        there, here = difference
+        raise CheckpointError(
+            f"{path} is of another state: it has {there or 'no more leaves'} where this state has "
+            f"{here or 'no more leaves'}. Build the state with the configuration of the "
+            f"checkpoint (see eprop.checkpoints.read_header), or use another file"
+        )
+    loaded = iter(arrays)
+    state = jax.tree.map(lambda x: _like(x, next(loaded)) if _is_saved(x) else x, like)
+    return state, header["metadata"]
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """A checkpoint's versions, metadata and leaves (path, shape, dtype), of a file that is whole.
+
+    Raises `CheckpointError` for a file that is damaged or no checkpoint.
+    """
+    return _read(Path(path))[0]
+
+
+def describe(state: Any) -> list[Leaf]:
+    """The leaves of `state` that are saved, in their order."""
+    return [Leaf(name, np.shape(leaf), _dtype(leaf)) for name, leaf in _leaves(state)]
+
+
+def first_difference(
+    theirs: list[Leaf], mine: list[Leaf]
+) -> tuple[Leaf | None, Leaf | None] | None:
+    """The first pair of leaves that are not alike, if any; `None` in it for one that is missing."""
+    pairs = zip_longest(theirs, mine)
+    return next((pair for pair in pairs if pair[0] != pair[1]), None)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    content = path.read_bytes()
+    first, _, archive = content.partition(b"\n")
+    if not first.startswith(MAGIC):
+        raise CheckpointError(
+            f"{path} ({len(content)} bytes) is no checkpoint of eprop: "
+            f"it begins with {first[:40]!r}, not {MAGIC!r}"
+        )
+    version = first[len(MAGIC) :].partition(b" ")[0]
+    if content[: len(first) + 1] != _first_line(archive):
+        if version != VERSION:
+            raise CheckpointError(
+                f"{path} is a checkpoint of format {version.decode(errors='replace')!r}, or "
+                f"damaged: this version of eprop reads format {VERSION.decode()!r}"
+            )
+        raise CheckpointError(
+            f"{path} ({len(content)} bytes) is damaged: what it holds does not have the SHA-256 "
+            f"that its first line says, so it was cut short or changed. Use a copy, or remove it "
+            f"to begin anew"
+        )
+    with np.load(io.BytesIO(archive), allow_pickle=False) as arrays:
+        header = json.loads(arrays[HEADER].tobytes())
+        return header, [arrays[str(i)] for i in range(len(header["leaves"]))]
+
+
+def _version(package: str) -> str | None:
+    """`None` for a package that is used but not installed, in a checkout."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _first_line(archive: bytes | memoryview) -> bytes:
+    return b"%s%s %s\n" % (MAGIC, VERSION, hashlib.sha256(archive).hexdigest().encode())
+
+
+def _leaves(state: Any) -> list[tuple[str, Any]]:
+    """The leaves that are saved, each with its path, such as "network.w_rec"."""
+    found = jax.tree_util.tree_leaves_with_path(state)
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+        for path, leaf in found
+        if _is_saved(leaf)
+    ]
+
+
+def _is_saved(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is a typed random key, or an array of them."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _dtype(leaf: Any) -> str:
+    """That of an array, or the kind of a Python number."""
+    return str(getattr(leaf, "dtype", type(leaf).__name__))
+
+
+def _plain(name: str, leaf: Any) -> np.ndarray:
+    """A leaf's numbers, or their bits as integers where the dtype is not one of NumPy's own."""
+    array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+    if array.dtype.hasobject:
+        raise TypeError(f"{name} = {leaf!r} can't be saved: make it an array of numbers")
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.isbuiltin == 2 else array
+
+
+def _like(leaf: Any, array: np.ndarray) -> Any:
+    """What was saved, as the kind of thing that `leaf` is."""
+    if is_key(leaf):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
+    if not hasattr(leaf, "dtype"):
+        return type(leaf)(array.item())
+    array = array.view(leaf.dtype)
+    if isinstance(leaf, jax.Array):
+        return jnp.asarray(array)
+    return array if isinstance(leaf, np.ndarray) else array[()]
