@@ -16,6 +16,7 @@ LAYERS = [
     {"recursion"},
     {"windowed"},
     {"rules"},
+    {"training"},
     {"__init__"},
 ]
 MODULES = sorted(path.stem for path in ENGINE.glob("*.py"))
@@ -58,6 +59,7 @@ def test_imports_are_found():
     """Else the tests here would pass whatever is imported."""
     assert set(of_engine(ENGINE / "cells.py")) == {"checks", "surrogate"}
     assert "windowed" in set(of_engine(ENGINE / "rules.py"))
+    assert set(of_engine(ENGINE / "checkpoints.py")) == {"files"}
 
 
 @pytest.mark.parametrize("module", TASKS)
@@ -70,8 +72,10 @@ def test_tasks_import_nothing_of_the_engine(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_the_engine_imports_no_tasks_and_no_experiments(module):
     names = set(imported(ENGINE / f"{module}.py"))
-    forbidden = ("eprop.tasks", "experiments", "figures", "tests", "matplotlib", "optax")
-    assert not [name for name in names if name.startswith(forbidden)]
+    forbidden = ["eprop.tasks", "experiments", "figures", "tests", "matplotlib"]
+    if module != "training":
+        forbidden += ["optax", "tqdm"]
+    assert not [name for name in names if name.startswith(tuple(forbidden))]
 
 
 OPTIONAL = ("braintrace", "brainstate", "spikingjelly", "torch")
