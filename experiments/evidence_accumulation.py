@@ -10,7 +10,6 @@ A run can be interrupted at any time: the same command goes on from the last che
 
 import dataclasses
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,7 +21,6 @@ import numpy as np
 import optax
 import tyro
 from jaxtyping import Array
-from tqdm import tqdm
 
 import eprop
 from eprop import losses
@@ -124,14 +122,11 @@ PRESETS = {
 }
 
 
-class TrainState(NamedTuple):
+class State(NamedTuple):
     """All that changes during training; all randomness is drawn from seed and iteration."""
 
-    network: eprop.Network
+    training: eprop.TrainState
     average: eprop.Network
-    rule: eprop.AbstractRule
-    optimizer: optax.OptState
-    iteration: Array
 
 
 def make_network(config: Config, key: Array) -> eprop.Network:
@@ -183,7 +178,7 @@ def make_loss(config: Config):
             trajectory.spikes, config.rate_target_hz, dt=config.task.dt
         )
         info = {
-            "loss": cross_entropy,
+            "cross_entropy": cross_entropy,
             "train_error": jnp.mean(answers(trajectory.outputs, mask) != labels),
             "rate_hz": 1000 * trajectory.spikes.mean() / config.task.dt,
         }
@@ -198,34 +193,36 @@ def answers(outputs: Array, mask: Array) -> Array:
     return jnp.argmax(total, axis=-1).astype(jnp.int32)
 
 
-def init(config: Config) -> TrainState:
+def init(config: Config) -> State:
     network = make_network(config, _key(config, "weights"))
     rule = make_rule(config, _key(config, "feedback"))
-    optimizer = make_optimizer(config).init(eqx.filter(network, eqx.is_inexact_array))
-    return TrainState(network, network, rule, optimizer, jnp.zeros((), jnp.int32))
+    return State(eprop.init_training(network, rule, make_optimizer(config)), network)
 
 
-def make_step(config: Config) -> Callable[[TrainState], tuple[TrainState, dict[str, Array]]]:
-    """One iteration: new trials, gradient, update."""
+def make_batches(config: Config) -> Callable[[int], tuple[Array, Any]]:
+    """The trials of each iteration: inputs and targets, all of them new."""
     trials = _key(config, "training")
-    optimizer, loss = make_optimizer(config), make_loss(config)
 
-    @eqx.filter_jit
-    def step(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
-        batch = config.task.sample(jax.random.fold_in(trials, state.iteration), config.batch_size)
-        (_, info), gradients = eprop.value_and_grad(loss, state.rule, has_aux=True)(
-            state.network, batch.inputs, (batch.labels, batch.mask)
-        )
-        done = state.iteration + 1
-        keep = jnp.minimum(config.averaging, done / (done + 9))
-        with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
-            updates, optimizer_state = optimizer.update(
-                gradients,  # pyright: ignore[reportArgumentType]
-                state.optimizer,
+    @jax.jit
+    def batch(iteration):
+        drawn = config.task.sample(jax.random.fold_in(trials, iteration - 1), config.batch_size)
+        return drawn.inputs, (drawn.labels, drawn.mask)
+
+    return batch
+
+
+def make_step(config: Config) -> Callable[[State, Any], tuple[State, dict[str, Array]]]:
+    """The usual step, and the running average of the weights."""
+    train = eprop.training_step(make_loss(config), make_optimizer(config), has_aux=True)
+
+    def step(state: State, batch: Any) -> tuple[State, dict[str, Array]]:
+        training, info = train(state.training, batch)
+        with jax.numpy_dtype_promotion("standard"):  # iterations are counted in integers
+            keep = jnp.minimum(config.averaging, training.iteration / (training.iteration + 9))
+            average = jax.tree.map(
+                lambda a, w: a + (1 - keep) * (w - a), state.average, training.network
             )
-            network, rule = eprop.apply_updates(state.network, updates, state.rule)
-            average = jax.tree.map(lambda a, w: a + (1 - keep) * (w - a), state.average, network)
-        return TrainState(network, average, rule, optimizer_state, done), info
+        return State(training, average), info
 
     return step
 
@@ -250,34 +247,32 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     Returns the summary, as in `summary.json`. All else is in the run's folder too.
     """
     folder = RunFolder(config.folder, config)
-    state, metrics = folder.load(init(config), [])
-    if metrics and progress:
-        tqdm.write(f"Going on after iteration {len(metrics)} of {config.folder}")
-    step, validate = make_step(config), make_error(config, config.validation_batches)
-    begun = time.perf_counter() - (metrics[-1]["seconds"] if metrics else 0.0)
-    bar = tqdm(total=config.iterations, initial=len(metrics), disable=not progress, unit="it")
-    while not _passed(config, metrics) and len(metrics) < config.iterations:
-        state, info = step(state)
-        row = {"iteration": len(metrics) + 1, **{name: float(x) for name, x in info.items()}}
-        metrics.append(row | {"seconds": time.perf_counter() - begun})
-        if not np.isfinite(row["loss"]):
-            raise FloatingPointError(
-                f"the loss is {row['loss']} at iteration {row['iteration']}; the checkpoint "
-                f"in {folder.path} is from before"
-            )
-        if row["iteration"] % config.validate_every == 0:
-            key = jax.random.fold_in(_key(config, "validation"), state.iteration)
-            error = float(validate(state.average, key))
-            metrics[-1] |= {"validation_error": error, "seconds": time.perf_counter() - begun}
-            folder.save(state, metrics)
-            bar.set_postfix(loss=f"{row['loss']:.3f}", validation_error=f"{error:.1%}")
-        bar.update()
-    bar.close()
-    folder.save(state, metrics)
+    error = make_error(config, config.validation_batches)
+
+    def validate(state: State, iteration: int) -> dict[str, Array]:
+        key = jax.random.fold_in(_key(config, "validation"), iteration)
+        return {"validation_error": error(state.average, key)}
+
+    def passed(row: dict[str, Any]) -> bool:
+        return row.get("validation_error", 1.0) < config.criterion
+
+    state, metrics = eprop.fit(
+        make_step(config),
+        init(config),
+        make_batches(config),
+        iterations=config.iterations,
+        evaluate=validate,
+        evaluate_every=config.validate_every,
+        stop=passed,
+        folder=folder.path,
+        config=config,
+        save_every=config.validate_every,
+        progress=progress,
+    )
     test = make_error(config, config.test_batches)
     summary = {
         "learner": config.learner,
-        "reached_criterion": _passed(config, metrics),
+        "reached_criterion": passed(metrics[-1]),
         "iterations": len(metrics),
         "test_error": float(test(state.average, _key(config, "test"))),
         "test_trials": config.test_batches * config.batch_size,
@@ -289,7 +284,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
 
 
 @eqx.filter_jit
-def record_trial(config: Config, state: TrainState) -> dict[str, Array]:
+def record_trial(config: Config, state: State) -> dict[str, Array]:
     """A trial answered correctly, if there is one among a few, and all the figure shows of it."""
     network, task = state.average, config.task
     trials = task.sample(_key(config, "figure"), 16)
@@ -306,7 +301,7 @@ def record_trial(config: Config, state: TrainState) -> dict[str, Array]:
     if config.n_alif == 0:
         adapting = jnp.arange(config.n_lif)
     busy = adapting[jnp.argsort(-trajectory.spikes[:, 0, adapting].sum(0))[:3]]
-    feedback = getattr(state.rule, "feedback", eprop.SymmetricFeedback())
+    feedback = getattr(state.training.rule, "feedback", eprop.SymmetricFeedback())
     loss = make_loss(config)
     signals = eprop.learning_signals(
         network, trials.inputs, targets, lambda *x: loss(*x)[0], feedback
@@ -354,11 +349,6 @@ def main(args: Sequence[str] | None = None) -> None:
         f"{summary['test_error']:.1%}\n"
         f"Figure: {figure}"
     )
-
-
-def _passed(config: Config, metrics: list[dict[str, Any]]) -> bool:
-    errors = [row["validation_error"] for row in metrics if "validation_error" in row]
-    return bool(errors) and errors[-1] < config.criterion
 
 
 def _key(config: Config, purpose: str) -> Array:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from eprop.files import read_rows
 from figures import plotting
 
 LEFT, RIGHT, RECALL, NOISE = "#0072b2", "#d55e00", "black", "0.55"
@@ -21,7 +22,7 @@ FAST, SLOW = "#56b4e9", "#aa3377"
 def draw(folder: Path) -> Path:
     """Read a run's results and draw its figure beside them; returns the figure's path."""
     config = json.loads((folder / "config.json").read_text())
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = read_rows(folder / "metrics.jsonl")
     summary = json.loads((folder / "summary.json").read_text())
     with np.load(folder / "trial.npz") as arrays:
         trial = dict(arrays)
