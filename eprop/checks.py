@@ -112,23 +112,33 @@ def sequence(name: str, value: ArrayLike, n_features: int, dtype: Any) -> Array:
             f"{name} has dtype {array.dtype}, but the weights have {dtype}: "
             f"write {name}.astype(jnp.{dtype})"
         )
-    return finite(name, array)
+    return array
 
 
-def finite(name: str, array: Array, guarded: Array | None = None) -> Array:
-    """`guarded`, or `array` itself; an error if `array` holds NaN or infinity.
+def finite(name: str, array: Array) -> Array:
+    """`array` itself; `ValueError` if it holds NaN or infinity."""
+    return all_finite({name: array}, array)
 
-    Where `array` is traced (by `jit`) the error comes when the result is used.
+
+def all_finite(arrays: dict[str, Array], guarded: Array) -> Array:
+    """`guarded`; an error that names the first of `arrays` that holds NaN or infinity.
+
+    Where they are traced (by `jit`) the error comes when `guarded` is used.
     """
-    guarded = array if guarded is None else guarded
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
+    traced = []
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.inexact):
+            continue
+        message = f"{name} of shape {array.shape} holds NaN or infinity"
+        if isinstance(array, jax.core.Tracer):
+            traced.append((~jnp.all(jnp.isfinite(array)), message))
+        elif not np.all(np.isfinite(array)):
+            raise ValueError(message)
+    if not traced:
         return guarded
-    message = f"{name} of shape {array.shape} holds NaN or infinity"
-    if isinstance(array, jax.core.Tracer):
-        return eqx.error_if(guarded, ~jnp.all(jnp.isfinite(array)), message)
-    if not np.all(np.isfinite(array)):
-        raise ValueError(message)
-    return guarded
+    bad, messages = zip(*traced, strict=True)
+    bad = jnp.stack(bad)
+    return eqx.branched_error_if(guarded, bad.any(), jnp.argmax(bad), messages)
 
 
 def indices(name: str, value: ArrayLike, n: int) -> Array:

@@ -81,11 +81,14 @@ def differentiate_loss(
 
 
 def _looked_at(function: Callable[[Trajectory], Array], trajectory: Trajectory) -> Trajectory:
-    """For each leaf of the trajectory, whether the function's equations read it."""
+    """For each leaf of the trajectory, whether the function's result depends on it."""
     jaxpr = jax.make_jaxpr(function)(trajectory).jaxpr
-    read = {id(x) for equation in jaxpr.eqns for x in equation.invars}
-    read |= {id(x) for x in jaxpr.outvars}
-    return jax.tree.unflatten(jax.tree.structure(trajectory), [id(x) in read for x in jaxpr.invars])
+    needed = {id(x) for x in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if any(id(x) in needed for x in equation.outvars):
+            needed |= {id(x) for x in equation.invars}
+    leaves = [id(x) in needed for x in jaxpr.invars]
+    return jax.tree.unflatten(jax.tree.structure(trajectory), leaves)
 
 
 def learning_signals(
@@ -117,7 +120,7 @@ def total_derivative(
     influence of the spike on the neuron's own state that its cell keeps (the threshold
     adaptation) is in the trace, and so not in here.
     """
-    inputs = network.check_inputs(inputs)
+    network, inputs = network.checked(inputs)
     start = network.init(inputs.shape[1])
 
     def perturbed(perturbation):

@@ -161,32 +161,28 @@ class Network(eqx.Module):
         gradient of z_{t-1} is stopped where it enters the recurrent current and the reset, so
         that reverse-mode differentiation gives e-prop in place of BPTT.
         """
-        inputs = self.check_inputs(inputs)
+        network, inputs = self.checked(inputs)
+        return _respond(network, inputs, stop_z_gradients)
 
-        def block(state, inputs):
-            end, trajectory, _ = self.unroll(state, inputs, stop_z_gradients=stop_z_gradients)
-            return end, trajectory
+    def checked(self, inputs: ArrayLike) -> tuple["Network", Array]:
+        """The network, and `inputs` as an array; an error that says what to write if they don't fit.
 
-        blocks = in_blocks(inputs, self.block_length(*inputs.shape[:2]))
-        _, trajectory = jax.lax.scan(block, self.init(inputs.shape[1]), blocks)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trajectory)
-
-    def check_inputs(self, inputs: ArrayLike) -> Array:
-        """`inputs` as an array; an error that says what to write instead if they don't fit."""
+        Use the network that is returned: where weights are traced, it holds the error.
+        """
         n, dtype = self.cell.n, self.w_in.dtype
+        inputs = checks.sequence("inputs", inputs, self.n_in, dtype)
         shapes = {
             "w_in": (self.n_in, n),
             "w_rec": (n, n),
             "w_out": (n, self.n_out),
             "readout_bias": (self.n_out,),
         }
-        inputs = checks.sequence("inputs", inputs, self.n_in, dtype)
-        for name, shape in shapes.items():
-            weight = getattr(self, name)
-            if weight is not None:
-                checks.float_array(f"network.{name}", weight, shape, dtype)
-                inputs = checks.finite(f"network.{name}", weight, guarded=inputs)
-        return inputs
+        weights = {name: getattr(self, name) for name in shapes if getattr(self, name) is not None}
+        for name, weight in weights.items():
+            checks.float_array(f"network.{name}", weight, shapes[name], dtype)
+        arrays = {"inputs": inputs, **{f"network.{name}": x for name, x in weights.items()}}
+        w_in = checks.all_finite(arrays, guarded=self.w_in)
+        return eqx.tree_at(lambda net: net.w_in, self, w_in), inputs
 
     def init(self, batch: int) -> NetworkState:
         """The network at rest, in the dtype of its weights."""
@@ -201,12 +197,16 @@ class Network(eqx.Module):
     def block_length(self, n_steps: int, batch: int) -> int:
         """How many steps to work on at a time, for their arrays to fit into the cache.
 
-        A divisor of `n_steps`; all of them where the only divisors are much shorter blocks.
+        A divisor of `n_steps`, and if those that fit are far too short the next longer one.
         """
         step_bytes = batch * self.cell.n * self.w_in.dtype.itemsize
-        fitting = min(n_steps, max(1, BLOCK_BYTES // step_bytes))
-        length = max(d for d in range(1, fitting + 1) if n_steps % d == 0)
-        return length if 4 * length >= fitting else n_steps
+        fitting = max(1, BLOCK_BYTES // step_bytes)
+        divisors = [length for length in range(1, n_steps + 1) if n_steps % length == 0]
+        shorter = max(length for length in divisors if length <= fitting)
+        return min(
+            (length for length in divisors if length > fitting and 4 * shorter < fitting),
+            default=shorter,
+        )
 
     def unroll(
         self,
@@ -216,7 +216,7 @@ class Network(eqx.Module):
         stop_z_gradients: bool,
         perturbation: Float[Array, "time batch n_rec"] | None = None,
     ) -> Unrolled:
-        """Continue from `start` under `inputs` (see `check_inputs`).
+        """Continue from `start` under `inputs` (see `checked`).
 
         `perturbation` is added to each z_t as the network sees it: the derivative with respect
         to it, at zero, is the total derivative dE/dz_t.
@@ -273,6 +273,33 @@ class Network(eqx.Module):
         """A quantity of all synapses, such as a gradient, by weight matrix."""
         w_in, w_rec = jnp.split(of_synapses, [self.n_in], axis=-2)
         return Synapses(w_in, w_rec)
+
+
+@eqx.filter_custom_jvp
+def _respond(network: Network, inputs: Array, stop_z_gradients: bool) -> Trajectory:
+    """Block by block; spikes wait in memory as one byte each."""
+    return _in_turn(network, inputs, stop_z_gradients, one_byte=network.cell.spiking)
+
+
+@_respond.def_jvp
+def _respond_jvp(primals, tangents):
+    """What is differentiated keeps its spikes as numbers: a boolean carries no gradient."""
+
+    def respond(network, inputs):
+        return _in_turn(network, inputs, stop_z_gradients=primals[-1], one_byte=False)
+
+    return eqx.filter_jvp(respond, primals[:-1], tangents[:-1])
+
+
+def _in_turn(network: Network, inputs: Array, stop_z_gradients: bool, one_byte: bool) -> Trajectory:
+    def block(state, inputs):
+        end, run, _ = network.unroll(state, inputs, stop_z_gradients=stop_z_gradients)
+        return end, run._replace(spikes=run.spikes > 0) if one_byte else run
+
+    blocks = in_blocks(inputs, network.block_length(*inputs.shape[:2]))
+    _, run = jax.lax.scan(block, network.init(inputs.shape[1]), blocks)
+    run = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), run)
+    return run._replace(spikes=run.spikes.astype(run.outputs.dtype))
 
 
 def without_autapses(w_rec: Shaped[Array, "*more n n"]) -> Shaped[Array, "*more n n"]:

@@ -79,7 +79,7 @@ def step_gradients(
     gradients = Gradients(
         sum_over_batch(signals, of_signals),
         readout.spikes.T @ derivatives.outputs,
-        readout.bias * derivatives.outputs.sum(0),
+        readout.bias @ derivatives.outputs,
         zero_gradients(network).cell,
     )
     return Carry(end, traces, readout), value, aux, gradients

@@ -14,7 +14,7 @@ from .feedback import AbstractFeedback, SymmetricFeedback
 from .learning_signals import Loss, call_loss
 from .network import Network, without_autapses
 from .recursion import Gradients, step_gradients, zero_gradients
-from .traces import init_carry
+from .traces import Carry, init_carry
 from .windowed import sequence_gradients, window_gradients
 
 
@@ -91,40 +91,40 @@ class EProp(AbstractRule):
 
     def gradient(self, loss, trainable, frozen, inputs, targets, has_aux):
         network = eqx.combine(trainable, frozen)
-        inputs = network.check_inputs(inputs)
-        if self.window is None or self.window >= inputs.shape[0]:
+        network, inputs = network.checked(inputs)
+        n_steps, batch = inputs.shape[:2]
+        if self.window is None or self.window >= n_steps:
             value, aux, gradients = sequence_gradients(
                 loss, self.feedback, network, trainable.cell, inputs, targets, has_aux
             )
-        else:
-            _refuse_cell_parameters(trainable, self.window)
-            checks.same_length(targets, inputs.shape[0], self.window)
-            value, aux, gradients = self._by_windows(
-                loss, network, inputs, targets, has_aux, self.window
-            )
-        return value, aux, _as_network(network, trainable, gradients)
-
-    def _by_windows(self, loss, network, inputs, targets, has_aux, window):
-        evaluate = step_gradients if window == 1 else window_gradients
+            return value, aux, as_network(network, trainable, gradients)
+        refuse_cell_parameters(trainable, self.window)
+        checks.same_length(targets, n_steps, self.window)
 
         def step(state, now):
             carry, total = state
-            inputs, targets = now
-            carry, value, aux, gradients = evaluate(
-                loss, self.feedback, network, carry, inputs, targets, has_aux
-            )
+            carry, value, aux, gradients = self.advance(loss, network, carry, *now, has_aux)
             return (carry, jax.tree.map(jnp.add, total, gradients)), (value, aux)
 
-        n_whole = inputs.shape[0] // window * window
-        whole, rest = _cut(jax.tree.map(jnp.asarray, (inputs, targets)), n_whole)
-        windows = jax.tree.map(lambda x: x.reshape(-1, window, *x.shape[1:]), whole)
-        state = (init_carry(network, inputs.shape[1]), zero_gradients(network))
-        state, (values, aux) = jax.lax.scan(step, state, windows)
-        value = values.sum()
-        if n_whole < inputs.shape[0]:
-            state, (last_value, last_aux) = step(state, rest)
-            value, aux = value + last_value, jax.tree.map(_append, aux, last_aux)
-        return value, aux, state[1]
+        start = (init_carry(network, batch), zero_gradients(network))
+        (_, total), (values, aux) = by_windows(step, start, (inputs, targets), self.window)
+        return values.sum(), aux, as_network(network, trainable, total)
+
+    def advance(
+        self,
+        loss: Loss,
+        network: Network,
+        carry: Carry,
+        inputs: Array,
+        targets: Any,
+        has_aux: bool,
+    ) -> tuple[Carry, Any, Any, Gradients]:
+        """Go on from `carry` (see `init_carry`) under further steps, as one window.
+
+        Returns the carry after them, the loss's value and aux, and the steps' share of the gradient.
+        """
+        evaluate = step_gradients if len(inputs) == 1 else window_gradients
+        return evaluate(loss, self.feedback, network, carry, inputs, targets, has_aux)
 
     def after_update(self, network, updates):
         if updates.w_out is None:
@@ -197,7 +197,22 @@ def apply_updates(
     return rule.after_update(network, updates)
 
 
-def _as_network(network: Network, trainable: Network, gradients: Gradients) -> Network:
+def by_windows(
+    step: Callable[[Any, Any], tuple[Any, Any]], state: Any, sequence: Any, window: int
+) -> tuple[Any, Any]:
+    """`jax.lax.scan` of `step` over windows of a sequence, the last of which may be shorter."""
+    sequence = jax.tree.map(jnp.asarray, sequence)
+    n_steps = len(jax.tree.leaves(sequence)[0])
+    n_whole = n_steps // window * window
+    whole = jax.tree.map(lambda x: x[:n_whole].reshape(-1, window, *x.shape[1:]), sequence)
+    state, results = jax.lax.scan(step, state, whole)
+    if n_whole < n_steps:
+        state, last = step(state, jax.tree.map(lambda x: x[n_whole:], sequence))
+        results = jax.tree.map(_append, results, last)
+    return state, results
+
+
+def as_network(network: Network, trainable: Network, gradients: Gradients) -> Network:
     """The gradients of the trainable leaves, in the network's structure."""
     w_in, w_rec = network.split(gradients.synapses)
     everything = eqx.tree_at(
@@ -210,7 +225,8 @@ def _as_network(network: Network, trainable: Network, gradients: Gradients) -> N
     return eqx.filter(everything, is_trained)
 
 
-def _refuse_cell_parameters(trainable: Network, window: int) -> None:
+def refuse_cell_parameters(trainable: Network, window: int) -> None:
+    """`ValueError` if a part of the cell is to be trained window by window."""
     found = jax.tree_util.tree_leaves_with_path(trainable.cell)
     if found:
         names = ", ".join(f"cell{jax.tree_util.keystr(path)}" for path, _ in found)
@@ -218,10 +234,6 @@ def _refuse_cell_parameters(trainable: Network, window: int) -> None:
             f"{names} can be trained with window=None only, not window={window}: leave it out "
             f"of `trainable`, or use EProp(..., window=None)"
         )
-
-
-def _cut(tree: Any, at: int) -> tuple[Any, Any]:
-    return jax.tree.map(lambda x: x[:at], tree), jax.tree.map(lambda x: x[at:], tree)
 
 
 def _append(stacked: Array, last: ArrayLike) -> Array:

@@ -39,12 +39,15 @@ class ReadoutTraces(NamedTuple):
 
     spikes: Float[Array, "batch n_rec"]
     """κ-filtered g z_t, for W_out."""
-    bias: Float[Array, ""]
+    bias: Float[Array, " batch"]
     """κ-filtered 1, for the bias."""
 
 
 class Carry(NamedTuple):
-    """All that e-prop takes from one step, or window of steps, to the next."""
+    """All that e-prop takes from one step, or window of steps, to the next.
+
+    Every array has a leading axis of examples.
+    """
 
     network: NetworkState
     synapses: SynapticTraces
@@ -68,20 +71,20 @@ def init_carry(network: Network, batch: int) -> Carry:
     n_pre, n = network.synapses.shape
     zeros = jnp.zeros((batch, n_pre, n), state.spikes.dtype)
     common = common_traces(network.cell)
-    vectors = [zeros[..., :1] if of_all else zeros for of_all in common]
-    bias = jnp.zeros((), state.spikes.dtype)
-    return Carry(
-        state, SynapticTraces(vectors, zeros), ReadoutTraces(jnp.zeros_like(state.spikes), bias)
-    )
+    vectors = [zeros[..., :1] if constants else zeros for constants in common]
+    readout = ReadoutTraces(jnp.zeros_like(state.spikes), zeros[:, 0, 0])
+    return Carry(state, SynapticTraces(vectors, zeros), readout)
 
 
-def common_traces(cell: AbstractCell) -> list[bool]:
-    """For each hidden variable, whether its eligibility vectors are those of every neuron.
+def common_traces(cell: AbstractCell) -> list[list[float] | None]:
+    """The constants of each hidden variable whose eligibility vectors are those of every neuron.
 
     That is so where D and b are constants, equal for all neurons, that lead from the current and
     from other such variables only: a membrane potential with one α is the filtered presynaptic
     activity, whatever the postsynaptic neuron does. A vector then does for a matrix. The cell is
     taken to be elementwise over neurons, as every cell must be.
+
+    For each hidden variable its row of D with its entry of b at the end, or `None`.
     """
     with jax.ensure_compile_time_eval():
         state = cell.init(1)
@@ -98,7 +101,33 @@ def common_traces(cell: AbstractCell) -> list[bool]:
 
     for _ in rows:  # one variable found to differ makes those that it drives differ
         common = [is_common(row) for row in rows]
-    return common
+    return [
+        [float(x.flat[0]) for x in row] if known else None
+        for row, known in zip(rows, common, strict=True)
+    ]
+
+
+def lead_common(
+    common: list[list[float] | None],
+    vectors: list[Float[Array, "batch n_pre _"]],
+    pre: Float[Array, "time batch n_pre"],
+) -> list[Float[Array, "batch n_pre 1"] | None]:
+    """The common vectors after some steps: Σ_t D^(K-t) b pre_t + D^K ε; `None` for the others."""
+    d = len(common)
+    constants = np.array([row or [0.0] * (d + 1) for row in common])
+    arrived, power = [], np.eye(d)
+    for _ in range(len(pre)):  # from the last step back
+        arrived.append(power @ constants[:, -1])
+        power = power @ constants[:, :-1]
+    response = jnp.asarray(np.array(arrived[::-1]), pre.dtype)
+
+    def lead(k):
+        old = sum(
+            float(power[k, l]) * vectors[l] for l, row in enumerate(common) if row is not None
+        )
+        return old + jnp.tensordot(response[:, k], pre, 1)[..., None]
+
+    return [None if row is None else lead(k) for k, row in enumerate(common)]
 
 
 def _constants(function: Callable[..., Any], *args: Any) -> Any:
@@ -178,7 +207,7 @@ def eligibility_traces(network: Network, inputs: ArrayLike, post: Any = None) ->
     The result holds (d + 2) numbers per step, example and synapse: fine for a figure, not for
     training, where nothing of this size is ever stored. The autapses' entries are zero.
     """
-    inputs = network.check_inputs(inputs)
+    network, inputs = network.checked(inputs)
     neurons = jnp.arange(network.cell.n)
     post = neurons if post is None else checks.indices("post", post, network.cell.n)
     carry = init_carry(network, inputs.shape[1])

@@ -33,7 +33,15 @@ from .network import (
     without_autapses,
 )
 from .recursion import Gradients, zero_gradients
-from .traces import Carry, ReadoutTraces, SynapticTraces, advance_vector, sum_over_batch
+from .traces import (
+    Carry,
+    ReadoutTraces,
+    SynapticTraces,
+    advance_vector,
+    common_traces,
+    lead_common,
+    sum_over_batch,
+)
 
 KEPT_BYTES = 2**24
 """Currents are kept if they are no larger than this (beyond, memory is fresh at each call) ..."""
@@ -129,9 +137,13 @@ def window_gradients(
     blocks, end, trajectory = _forward(network, carry.network, inputs, length)
     value, aux, signals = _signals(loss, network, trajectory, targets, has_aux)
 
-    hidden = hidden_variables(end.cell)
-    nothing = [jnp.zeros_like(x) for x in hidden]
-    units = [[x + float(i == k) for i, x in enumerate(nothing)] for k in range(len(hidden))]
+    common = common_traces(network.cell)
+    nothing = [jnp.zeros_like(x) for x in hidden_variables(end.cell)]
+    units = [
+        [x + float(i == k) for i, x in enumerate(nothing)]
+        for k, constants in enumerate(common)
+        if constants is None
+    ]
     total = _readout_of_last(network, trajectory, signals, None)
     later = Later(nothing, total, [*units, nothing])
     later, of_units = _reverse(feedback, network, total.cell, blocks, signals, later)
@@ -144,23 +156,24 @@ def window_gradients(
     gradients = Gradients(
         here.synapses + before,
         here.w_out + carry.readout.spikes.T @ error,
-        here.readout_bias + carry.readout.bias * error.sum(0),
+        here.readout_bias + carry.readout.bias @ error,
         total.cell,
     )
 
     # What leaves it: the old vectors led through the window, and what has arrived in it.
     pre = network.presynaptic(inputs, carry.network.spikes, trajectory.spikes)
-    *vectors, filtered = [
-        advance_vector(unit, old.vectors, like=trace)
-        + jnp.einsum("tbi,tbj->bij", pre, r[..., : trace.shape[-1]])
-        for unit, r, trace in zip(later.units, of_units, (*old.vectors, old.filtered), strict=True)
+    led = [
+        advance_vector(unit, old.vectors, like=old.filtered) + jnp.einsum("tbi,tbj->bij", pre, r)
+        for unit, r in zip(later.units, of_units, strict=True)
     ]
+    vectors = lead_common(common, old.vectors, pre)
+    vectors = [led.pop(0) if vector is None else vector for vector in vectors]
     faded = network.kappa ** len(inputs)
     readout = ReadoutTraces(
         faded * carry.readout.spikes + jnp.tensordot(signals.fading, trajectory.spikes, 1),
         faded * carry.readout.bias + signals.fading.sum() / network.readout_gain,
     )
-    synapses = SynapticTraces(vectors, faded * old.filtered + filtered)
+    synapses = SynapticTraces(vectors, faded * old.filtered + led.pop())
     return Carry(end, synapses, readout), value, aux, gradients
 
 

@@ -1,0 +1,143 @@
+"""Gradients of sequences too long for memory: a window at a time, from an iterator of chunks."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from . import checks
+from .learning_signals import Loss
+from .network import Network
+from .recursion import Gradients, zero_gradients
+from .rules import EProp, as_network, refuse_cell_parameters
+from .traces import Carry, init_carry
+
+
+class Sums(NamedTuple):
+    """What has come of a sequence so far."""
+
+    carry: Carry
+    value: Array
+    gradients: Gradients
+
+
+def stream_value_and_grad(
+    loss: Loss,
+    rule: EProp,
+    has_aux: bool = False,
+    trainable: Any = eqx.is_inexact_array,
+) -> Callable[[Network, Iterable[tuple[Any, Any]]], tuple[Any, Network]]:
+    """A function `(network, chunks) -> (value, gradients)`, as `value_and_grad` of the whole.
+
+    `chunks` is an iterable of `(inputs, targets)`: pieces of one long sequence in their order, of
+    any lengths, each with a leading time axis. A generator, a list, slices of a memory-mapped
+    file: no more than `rule.window` steps of them are ever on the device.
+
+        def chunks():
+            for i in range(0, n_steps, 10_000):
+                yield inputs[i : i + 10_000], targets[i : i + 10_000]
+
+        value, gradients = stream_value_and_grad(loss, EProp(window=256))(network, chunks())
+
+    It compiles for itself, once for any length of chunks and sequence, so it can't be called from
+    within `jax.jit`. What is left after the last whole window goes step by step.
+
+    **Arguments:** as for `value_and_grad`; the rule must be e-prop with a window, and the loss a
+    sum over time. With `has_aux=True` what the loss returns beside its value gets a leading axis
+    of windows; that of the last, shorter window is the sum over its steps.
+
+    Raises `ValueError` or `TypeError` for chunks that don't fit the network or each other.
+    """
+    if not isinstance(rule, EProp) or rule.window is None:
+        raise TypeError(
+            f"rule = {rule} can't be followed through a stream: write EProp(window=256)"
+        )
+    window = rule.window
+
+    def advance(network: Network, now: Any, sums: Sums) -> tuple[Sums, Any]:
+        carry, value, aux, gradients = rule.advance(loss, network, sums.carry, *now, has_aux)
+        gradients = jax.tree.map(jnp.add, sums.gradients, gradients)
+        return Sums(carry, sums.value + value, gradients), aux
+
+    @eqx.filter_jit(donate="all-except-first")
+    def whole_window(given: tuple[Network, Any], sums: Sums) -> tuple[Sums, Any]:
+        return advance(*given, sums)
+
+    @eqx.filter_jit(donate="all-except-first")
+    def first_steps(given: tuple[Network, Any, Array], sums: Sums) -> tuple[Sums, Any]:
+        network, padded, n_steps = given
+
+        def step(t, so_far):
+            sums, aux = so_far
+            now = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, t, 1), padded)
+            sums, here = advance(network, now, sums)
+            return sums, jax.tree.map(jnp.add, aux, here)
+
+        one = jax.tree.map(lambda x: x[:1], padded)
+        aux = eqx.filter_eval_shape(advance, network, one, sums)[1]
+        aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux)
+        return jax.lax.fori_loop(0, n_steps, step, (sums, aux))
+
+    def evaluate(network: Network, chunks: Iterable[tuple[Any, Any]]) -> tuple[Any, Network]:
+        part, _ = eqx.partition(network, trainable)
+        refuse_cell_parameters(part, window)
+        sums, seen = None, []
+        for now in _recut(chunks, window):
+            if sums is None:
+                network.checked(now[0])
+                batch = now[0].shape[1]
+                zero = jnp.zeros((), network.w_in.dtype)
+                sums = Sums(init_carry(network, batch), zero, zero_gradients(network))
+                sums = jax.tree.map(jnp.copy, sums)  # each its own memory, to be given away
+            inputs = checks.sequence("inputs", now[0], network.n_in, network.w_in.dtype)
+            n_steps = len(checks.finite("inputs", inputs))
+            if n_steps == window:
+                sums, aux = whole_window((network, now), sums)
+            else:
+                padded = jax.tree.map(lambda x: _pad(x, window), now)
+                sums, aux = first_steps((network, padded, jnp.asarray(n_steps)), sums)
+            seen.append(aux)
+        if sums is None:
+            raise ValueError("there are no chunks: an iterator can be read only once")
+        value, gradients = sums.value, as_network(network, part, sums.gradients)
+        return ((value, jax.tree.map(_stack, *seen)) if has_aux else value), gradients
+
+    return evaluate
+
+
+def _recut(chunks: Iterable[tuple[Any, Any]], length: int) -> Iterator[tuple[Any, Any]]:
+    """The same sequence in pieces of `length` steps, of which the last may be shorter."""
+    pieces, n_steps, first = [], 0, None
+    for i, chunk in enumerate(chunks):
+        if not isinstance(chunk, tuple) or len(chunk) != 2:
+            raise TypeError(f"chunk {i} is a {type(chunk).__name__}: give (inputs, targets)")
+        chunk = jax.tree.map(lambda x: x if isinstance(x, np.ndarray) else np.asarray(x), chunk)
+        checks.same_length(chunk[1], len(chunk[0]), length)
+        shapes = jax.tree.map(lambda x: x.shape[1:], chunk)
+        first = shapes if first is None else first
+        if shapes != first:
+            raise ValueError(
+                f"chunk {i} has shapes {shapes} without time, but those before it {first}"
+            )
+        begin = 0
+        while begin < len(chunk[0]):
+            end = min(len(chunk[0]), begin + length - n_steps)
+            pieces.append(jax.tree.map(lambda x: x[begin:end], chunk))  # noqa: B023
+            n_steps, begin = n_steps + end - begin, end
+            if n_steps == length:
+                yield jax.tree.map(lambda *xs: np.concatenate(xs), *pieces)
+                pieces, n_steps = [], 0
+    if pieces:
+        yield jax.tree.map(lambda *xs: np.concatenate(xs), *pieces)
+
+
+def _pad(x: np.ndarray, length: int) -> np.ndarray:
+    return np.concatenate([x, np.zeros((length - len(x), *x.shape[1:]), x.dtype)])
+
+
+def _stack(*arrays: Array) -> np.ndarray:
+    return np.stack([np.asarray(x) for x in arrays])
