@@ -165,7 +165,7 @@ class Network(eqx.Module):
         return _respond(network, inputs, stop_z_gradients)
 
     def checked(self, inputs: ArrayLike) -> tuple["Network", Array]:
-        """The network, and `inputs` as an array; an error that says what to write if they don't fit.
+        """The network, and `inputs` as an array; an error that says what to write instead if not.
 
         Use the network that is returned: where weights are traced, it holds the error.
         """

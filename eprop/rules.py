@@ -121,7 +121,7 @@ class EProp(AbstractRule):
     ) -> tuple[Carry, Any, Any, Gradients]:
         """Go on from `carry` (see `init_carry`) under further steps, as one window.
 
-        Returns the carry after them, the loss's value and aux, and the steps' share of the gradient.
+        Returns the carry after them, the loss's value and aux, and their share of the gradient.
         """
         evaluate = step_gradients if len(inputs) == 1 else window_gradients
         return evaluate(loss, self.feedback, network, carry, inputs, targets, has_aux)

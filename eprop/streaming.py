@@ -53,9 +53,7 @@ def stream_value_and_grad(
     Raises `ValueError` or `TypeError` for chunks that don't fit the network or each other.
     """
     if not isinstance(rule, EProp) or rule.window is None:
-        raise TypeError(
-            f"rule = {rule} can't be followed through a stream: write EProp(window=256)"
-        )
+        raise TypeError(f"rule = {rule} can't follow a stream: write EProp(window=256)")
     window = rule.window
 
     def advance(network: Network, now: Any, sums: Sums) -> tuple[Sums, Any]:

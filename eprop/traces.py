@@ -123,7 +123,7 @@ def lead_common(
 
     def lead(k):
         old = sum(
-            float(power[k, l]) * vectors[l] for l, row in enumerate(common) if row is not None
+            float(power[k, i]) * vectors[i] for i, row in enumerate(common) if row is not None
         )
         return old + jnp.tensordot(response[:, k], pre, 1)[..., None]
 

@@ -1,0 +1,423 @@
+"""Learning while the data arrives: one step, or one chunk, at a time, for as long as it takes."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, UInt
+
+from . import checks
+from .learning_signals import Loss
+from .network import Network
+from .recursion import Gradients, zero_gradients
+from .rules import EProp, apply_updates, as_network, refuse_cell_parameters
+from .traces import Carry, init_carry
+
+
+class RatePenalty(NamedTuple):
+    """Σ_j (r_j,t - f*_j)² in (spikes/ms)², added to the loss at each step t.
+
+    r is the running average of each neuron's firing rate that the learner keeps. What a spike does
+    to the average at once counts, what it does to later values of it does not: the penalty is
+    known when the spike is. Source: after the reference implementation's `reg_type` "online".
+    """
+
+    target_rate: float = 10.0
+    """f* in Hz."""
+    weight: float = 1.0
+    """Factor of the penalty (dimensionless)."""
+
+
+class RunningRates(NamedTuple):
+    """Each neuron's firing rate, averaged over the batch and the time that has gone by."""
+
+    rates: Float[Array, " n_rec"]
+    """r in Hz."""
+    span: Float[Array, ""]
+    """The number of steps that they are the average of, at most tau_rate / dt."""
+
+
+class LearnerState(NamedTuple):
+    """All that an `OnlineLearner` carries, one pytree: save it, and learning can go on from it."""
+
+    network: Network
+    rule: EProp
+    carry: Carry
+    """Neurons and eligibility traces."""
+    gradients: Gradients
+    """Summed up since the last update."""
+    optimizer: optax.OptState
+    rates: RunningRates
+    since_update: Int[Array, ""]
+    """Steps since the last update."""
+    n_steps: UInt[Array, ""]
+    """Steps seen; after 2³² it starts again from 0."""
+    key: PRNGKeyArray
+    """For what is drawn at random outside of the learner, which leaves it as it is: say
+    `jax.random.fold_in(state.key, state.n_steps)` for the next step's or chunk's data."""
+
+
+class Info(NamedTuple):
+    """What one may want to look at. `run` has a leading time axis where it says so."""
+
+    outputs: Float[Array, "*time batch n_out"]
+    """y_t."""
+    learning_signals: Float[Array, "*time batch n_rec"]
+    """L_t = B ∂E/∂y_t."""
+    loss: Float[Array, "*updates"]
+    """Of the step; of `run`, the sum over the steps of each update."""
+    rates: Float[Array, " n_rec"]
+    """Running average of the firing rates in Hz, at the end."""
+    trace_norms: list[Float[Array, ""]]
+    """Root of the summed squares of the eligibility vectors of each hidden variable, at the end."""
+
+
+class OnlineLearner(eqx.Module):
+    """A network that learns by e-prop from a stream, and never looks back.
+
+        learner = OnlineLearner(network, loss, EProp(), optax.adam(1e-3), update_every=10)
+        state = learner.init(batch=1)
+        state, info = learner.step(state, x_t, target_t)            # one step
+        state, info = learner.run(state, (inputs, targets))         # a chunk: much faster
+
+    Both are pure and compiled. The weights change every `update_every` steps by the gradient of
+    the steps since the last change; neurons and eligibility traces go on as they are.
+    """
+
+    network: Network
+    loss: Loss = eqx.field(static=True)
+    rule: EProp
+    optimizer: optax.GradientTransformation = eqx.field(static=True)
+    update_every: int = eqx.field(static=True)
+    rate_penalty: RatePenalty | None = eqx.field(static=True)
+    tau_rate: float = eqx.field(static=True)
+    trainable: Any = eqx.field(static=True)
+
+    def __init__(
+        self,
+        network: Network,
+        loss: Loss,
+        rule: EProp,
+        optimizer: optax.GradientTransformation,
+        *,
+        update_every: int = 1,
+        rate_penalty: RatePenalty | None = None,
+        tau_rate: float = 10_000.0,
+        trainable: Any = eqx.is_inexact_array,
+    ):
+        """**Arguments:**
+
+        - `network`: before learning.
+        - `loss`: `loss(trajectory, targets) -> scalar`, a sum over time, called on one or more
+          steps `[time, batch, ...]`. Steps without a target: hand a mask in with the targets and
+          weight the loss with it, as the functions of `eprop.losses` do.
+        - `rule`: `EProp(feedback, window)`. `run` evaluates so many steps at a time, all of an
+          update's by default; the window must divide `update_every`.
+        - `optimizer`: of optax.
+        - `update_every`: steps from one weight update to the next.
+        - `rate_penalty`: draws firing rates to a target.
+        - `tau_rate`: time constant of the running average of firing rates in ms. It is the plain
+          average of all steps until so much time has gone by.
+        - `trainable`: the weights that change, as for `value_and_grad`.
+        """
+        self.network = checks.instance("network", network, Network, "Network(cell, ...)")
+        self.loss = loss
+        self.rule = checks.instance("rule", rule, EProp, "EProp(): BPTT can't learn online")
+        self.optimizer = optimizer
+        self.update_every = checks.positive_int("update_every", update_every)
+        self.rate_penalty = rate_penalty
+        self.tau_rate = checks.duration("tau_rate", tau_rate)
+        self.trainable = trainable
+        if rule.window is not None and update_every % min(rule.window, update_every):
+            raise ValueError(
+                f"update_every = {update_every} steps can't be cut into windows of {rule.window}: "
+                f"give the rule a window that divides it, or none"
+            )
+        refuse_cell_parameters(self._part(network), rule.window or update_every)
+
+    def init(self, batch: int = 1, key: PRNGKeyArray | None = None) -> LearnerState:
+        """The state before the first step of `batch` streams side by side."""
+        network, batch = self.network, checks.positive_int("batch", batch)
+        return LearnerState(
+            network=network,
+            rule=self.rule,
+            carry=init_carry(network, batch),
+            gradients=zero_gradients(network),
+            optimizer=self.optimizer.init(self._part(network)),
+            rates=RunningRates(jnp.zeros_like(network.w_rec[0]), jnp.zeros((), network.w_in.dtype)),
+            since_update=jnp.zeros((), jnp.int32),
+            n_steps=jnp.zeros((), jnp.uint32),
+            key=jax.random.key(0) if key is None else key,
+        )
+
+    def step(
+        self, state: LearnerState, x_t: ArrayLike, target_t: Any, done: ArrayLike | None = None
+    ) -> tuple[LearnerState, Info]:
+        """One step: `x_t` `[batch, n_in]`, each leaf of `target_t` `[batch, ...]`.
+
+        `done` `[batch]`: where it holds this step is an example's last. Its neurons and traces
+        then start again from rest, as if each example had run alone.
+
+        Raises as `run` does.
+        """
+        with_time = jax.tree.map(lambda x: jnp.asarray(x)[None], (x_t, target_t, done))
+        state, now = self._checked(state, with_time)
+        return self._settled(state, _step(self, state, now))
+
+    def run(self, state: LearnerState, chunk: tuple[Any, ...]) -> tuple[LearnerState, Info]:
+        """A chunk of steps: as many `step`s, in a fraction of the time.
+
+        `chunk` is `(inputs, targets)` or `(inputs, targets, done)`, of `step`'s shapes with a
+        leading time axis of a multiple of `update_every`.
+
+        Raises `ValueError` or `TypeError` for a state or chunk that don't fit, or with NaN in
+        them, and `FloatingPointError` if a loss or weight comes out as NaN or infinite. The
+        state given is as it was, whatever happens.
+        """
+        if not isinstance(chunk, tuple) or len(chunk) not in (2, 3):
+            raise TypeError("a chunk must be (inputs, targets) or (inputs, targets, done)")
+        inputs, targets, done = (*chunk, None)[:3]
+        state, now = self._checked(state, (inputs, targets, done))
+        n_steps = len(now[0])
+        if n_steps % self.update_every:
+            raise ValueError(
+                f"the chunk has {n_steps} steps, no multiple of update_every = "
+                f"{self.update_every}: give whole updates, or use step"
+            )
+        if not isinstance(state.since_update, jax.core.Tracer) and state.since_update:
+            raise ValueError(
+                f"the state is {state.since_update} steps past its last update, of update_every = "
+                f"{self.update_every}: use step until the next"
+            )
+        return self._settled(state, _run(self, state, now))
+
+    def _part(self, network: Network) -> Network:
+        return eqx.filter(network, self.trainable)
+
+    def _checked(self, state: LearnerState, now: Any) -> tuple[LearnerState, Any]:
+        """State and data, if they are this learner's; where traced, the state holds the error."""
+        checks.instance("state", state, LearnerState, "learner.init(batch)")
+        inputs, targets, done = now
+        mine, given = self.network, state.network
+        if jax.tree.structure(given) != jax.tree.structure(mine):
+            raise ValueError("the state is of another network: its structure is not the learner's")
+        for (path, x), y in zip(
+            jax.tree_util.tree_leaves_with_path(given), jax.tree.leaves(mine), strict=True
+        ):
+            if jnp.shape(x) != jnp.shape(y):
+                name = jax.tree_util.keystr(path)
+                raise ValueError(
+                    f"the state is of another network: its network{name} has shape "
+                    f"{jnp.shape(x)}, the learner's {jnp.shape(y)}"
+                )
+        network, inputs = given.checked(inputs)
+        n_steps, batch = inputs.shape[:2]
+        of_state = state.carry.network.spikes.shape[0]
+        if batch != of_state:
+            raise ValueError(
+                f"inputs are of {batch} examples, but the state is of {of_state}: "
+                f"write learner.init({batch})"
+            )
+        checks.same_length(targets, n_steps, n_steps)
+        if done is not None:
+            done = jnp.asarray(done)
+            if done.shape != (n_steps, batch) or done.dtype != bool:
+                raise ValueError(
+                    f"done has shape {done.shape} and dtype {done.dtype}, but must be a boolean "
+                    f"for each example, and each step of a chunk: {(n_steps, batch)}"
+                )
+        return state._replace(network=network), (inputs, targets, done)
+
+    def _settled(
+        self, before: LearnerState, result: tuple[LearnerState, Info, Any]
+    ) -> tuple[LearnerState, Info]:
+        """The new state and info; `FloatingPointError` if loss or gradient were not finite."""
+        state, info, finite = result
+        flags = jax.tree_util.tree_leaves_with_path(finite)
+        if any(isinstance(x, jax.core.Tracer) for _, x in flags):
+            return state, info
+        failed = {path: np.flatnonzero(~np.atleast_1d(x)) for path, x in flags if not np.all(x)}
+        if failed:
+            path, updates = min(failed.items(), key=lambda item: item[1][0])
+            n_steps = self.update_every if np.ndim(finite["loss"]) else 1
+            raise FloatingPointError(
+                f"{jax.tree_util.keystr(path, simple=True, separator='.')} is NaN or infinite at "
+                f"step {int(before.n_steps) + (updates[0] + 1) * n_steps}; the state from before "
+                f"this call is as it was"
+            )
+        return state, info
+
+
+@eqx.filter_jit
+def _step(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info, Any]:
+    state, info = _observe(learner, state, now)
+    finite = _finite(learner, state, info.loss)
+    is_due = state.since_update == learner.update_every
+    state, _ = _cond(is_due, lambda x: (_update(learner, x), None), lambda x: (x, None), state)
+    by_step = (info.outputs[0], info.learning_signals[0])
+    return state, Info(*by_step, info.loss, info.rates, _norms(state)), finite
+
+
+@eqx.filter_jit
+def _run(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info, Any]:
+    window = min(learner.rule.window or learner.update_every, learner.update_every)
+
+    def cut(tree, length):
+        return jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, length, *x.shape[1:]), tree)
+
+    def one_update(state, now):
+        state, info = _scan(functools.partial(_observe, learner), state, cut(now, window))
+        info = info._replace(loss=info.loss.sum())
+        finite = _finite(learner, state, info.loss)
+        return _update(learner, state), (info, finite)
+
+    state, (info, finite) = _scan(one_update, state, cut(now, learner.update_every))
+    by_step = (x.reshape(-1, *x.shape[3:]) for x in (info.outputs, info.learning_signals))
+    return state, Info(*by_step, info.loss, state.rates.rates, _norms(state)), finite
+
+
+def _observe(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
+    """One window of steps, without an update."""
+
+    def stretch(state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
+        inputs, targets, done = now
+        loss = functools.partial(_observed_loss, learner, state)
+        carry, value, (outputs, errors, rates), gradients = state.rule.advance(
+            loss, state.network, state.carry, inputs, targets, has_aux=True
+        )
+        if done is not None:
+            carry = _from_rest(state.network, carry, done[-1])
+        signals = state.rule.feedback.learning_signal(state.network.w_out, errors)
+        state = state._replace(
+            carry=carry,
+            gradients=jax.tree.map(jnp.add, state.gradients, gradients),
+            rates=rates,
+            since_update=state.since_update + len(inputs),
+            n_steps=state.n_steps + jnp.uint32(len(inputs)),
+        )
+        return state, Info(outputs, signals, value, rates.rates, [])
+
+    def stepwise(state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
+        state, info = _scan(stretch, state, jax.tree.map(lambda x: x[:, None], now))
+        by_step = (info.outputs[:, 0], info.learning_signals[:, 0])
+        return state, Info(*by_step, info.loss.sum(), info.rates[-1], [])
+
+    *_, done = now
+    if done is None or len(done) == 1:
+        return stretch(state, now)
+    # Where an example ends within the window all go step by step: slower, and as exact.
+    ends = done[:-1].any()
+    return _cond(ends, lambda x: stepwise(x, now), lambda x: stretch(x, now), state)
+
+
+def _observed_loss(
+    learner: OnlineLearner, state: LearnerState, trajectory: Any, targets: Any
+) -> tuple[Array, tuple[Array, Array, RunningRates]]:
+    """The loss with the rate penalty, and `(outputs, ∂E/∂outputs, rates after the last)`."""
+
+    def of_outputs(outputs):
+        return learner.loss(trajectory._replace(outputs=outputs), targets)
+
+    value, errors = jax.value_and_grad(of_outputs)(trajectory.outputs)
+    rates, last = _running_rates(learner, state, trajectory.spikes)
+    if learner.rate_penalty is not None:
+        excess = (rates - learner.rate_penalty.target_rate) / 1000
+        value = value + learner.rate_penalty.weight * jnp.sum(excess**2)
+    return value, (trajectory.outputs, errors, last)
+
+
+def _running_rates(
+    learner: OnlineLearner, state: LearnerState, spikes: Float[Array, "time batch n_rec"]
+) -> tuple[Float[Array, "time n_rec"], RunningRates]:
+    """r_t = r_{t-1} + (z_t - r_{t-1}) / span_t in Hz, and the last; differentiable by z_t alone."""
+    dt = state.network.cell.dt
+    now = spikes.mean(1) * (1000 / dt)
+    longest = max(1.0, learner.tau_rate / dt)
+
+    def step(before, seen):
+        span = jnp.minimum(before.span + 1, longest)
+        after = RunningRates(before.rates + (seen - before.rates) / span, span)
+        return after, after
+
+    held = jax.lax.stop_gradient(now)
+    last, (rates, spans) = jax.lax.scan(step, state.rates, held)
+    return rates + (now - held) / spans[:, None], last
+
+
+def _from_rest(network: Network, carry: Carry, ended: Array) -> Carry:
+    """The carry, with the examples that ended at rest."""
+
+    def choose(fresh, old):
+        return jnp.where(ended.reshape(-1, *[1] * (old.ndim - 1)), fresh, old)
+
+    return jax.tree.map(choose, init_carry(network, len(ended)), carry)
+
+
+def _update(learner: OnlineLearner, state: LearnerState) -> LearnerState:
+    """The weights after the optimiser's update by the gradients since the last one."""
+    part = learner._part(state.network)
+    gradients: Any = as_network(state.network, part, state.gradients)
+    with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
+        updates, optimizer = learner.optimizer.update(gradients, state.optimizer, part)
+        network, rule = apply_updates(state.network, updates, state.rule)
+    return state._replace(
+        network=network,
+        rule=rule,
+        optimizer=optimizer,
+        gradients=jax.tree.map(jnp.zeros_like, state.gradients),
+        since_update=jnp.zeros_like(state.since_update),
+    )
+
+
+def _norms(state: LearnerState) -> list[Array]:
+    n = state.network.cell.n
+    vectors = state.carry.synapses.vectors
+    return [jnp.sqrt(jnp.sum(x**2) * (n // x.shape[-1])) for x in vectors]
+
+
+def _finite(learner: OnlineLearner, state: LearnerState, loss: Array) -> dict[str, Any]:
+    """Whether the loss, and the gradient of each weight, is a number."""
+    part = learner._part(state.network)
+    gradients = as_network(state.network, part, state.gradients)
+    learned = {"loss": loss, "gradient": eqx.filter(gradients, eqx.is_inexact_array)}
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), learned)
+
+
+def _scan(
+    function: Callable[[LearnerState, Any], tuple[LearnerState, Any]], state: LearnerState, xs: Any
+) -> tuple[LearnerState, Any]:
+    """`jax.lax.scan` of a state that may hold more than arrays (a cell's functions, say)."""
+    arrays, rest = eqx.partition(state, eqx.is_array)
+
+    def step(arrays, x):
+        state, result = function(eqx.combine(arrays, rest), x)
+        return eqx.filter(state, eqx.is_array), result
+
+    arrays, results = jax.lax.scan(step, arrays, xs)
+    return eqx.combine(arrays, rest), results
+
+
+def _cond(
+    predicate: Array,
+    if_true: Callable[[LearnerState], tuple[LearnerState, Any]],
+    if_false: Callable[[LearnerState], tuple[LearnerState, Any]],
+    state: LearnerState,
+) -> tuple[LearnerState, Any]:
+    """`jax.lax.cond` of functions of such a state."""
+    arrays, rest = eqx.partition(state, eqx.is_array)
+
+    def of_arrays(function):
+        def call(arrays):
+            state, result = function(eqx.combine(arrays, rest))
+            return eqx.filter(state, eqx.is_array), result
+
+        return call
+
+    arrays, result = jax.lax.cond(predicate, of_arrays(if_true), of_arrays(if_false), arrays)
+    return eqx.combine(arrays, rest), result
