@@ -5,7 +5,10 @@ from .cells import ALIF, LIF, AbstractCell, ALIFState, Jacobians, LIFState
 from .feedback import AbstractFeedback, AdaptiveFeedback, RandomFeedback, SymmetricFeedback
 from .learning_signals import LearningSignals, learning_signals, total_derivative
 from .network import Network, Trajectory
+from .online import LearnerState, OnlineLearner
 from .rules import BPTT, AbstractRule, EProp, apply_updates, grad, value_and_grad
+from .running_rates import RatePenalty
+from .streaming import stream_value_and_grad
 from .surrogate import AbstractSurrogate, Arctan, Exponential, FastSigmoid, Triangular
 from .traces import EligibilityTraces, eligibility_traces
 from .training import TrainState, fit, init_training, training_step
@@ -27,9 +30,12 @@ __all__ = [
     "FastSigmoid",
     "Jacobians",
     "LIFState",
+    "LearnerState",
     "LearningSignals",
     "Network",
+    "OnlineLearner",
     "RandomFeedback",
+    "RatePenalty",
     "SymmetricFeedback",
     "TrainState",
     "Trajectory",
@@ -42,6 +48,7 @@ __all__ = [
     "init_training",
     "learning_signals",
     "losses",
+    "stream_value_and_grad",
     "total_derivative",
     "training_step",
     "value_and_grad",

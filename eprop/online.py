@@ -17,30 +17,8 @@ from .learning_signals import Loss
 from .network import Network
 from .recursion import Gradients, zero_gradients
 from .rules import EProp, apply_updates, as_network, refuse_cell_parameters
+from .running_rates import RatePenalty, RunningRates, follow, start_rates
 from .traces import Carry, init_carry
-
-
-class RatePenalty(NamedTuple):
-    """Σ_j (r_j,t - f*_j)² in (spikes/ms)², added to the loss at each step t.
-
-    r is the running average of each neuron's firing rate that the learner keeps. What a spike does
-    to the average at once counts, what it does to later values of it does not: the penalty is
-    known when the spike is. Source: after the reference implementation's `reg_type` "online".
-    """
-
-    target_rate: float = 10.0
-    """f* in Hz."""
-    weight: float = 1.0
-    """Factor of the penalty (dimensionless)."""
-
-
-class RunningRates(NamedTuple):
-    """Each neuron's firing rate, averaged over the batch and the time that has gone by."""
-
-    rates: Float[Array, " n_rec"]
-    """r in Hz."""
-    span: Float[Array, ""]
-    """The number of steps that they are the average of, at most tau_rate / dt."""
 
 
 class LearnerState(NamedTuple):
@@ -150,7 +128,9 @@ class OnlineLearner(eqx.Module):
             carry=init_carry(network, batch),
             gradients=zero_gradients(network),
             optimizer=self.optimizer.init(self._part(network)),
-            rates=RunningRates(jnp.zeros_like(network.w_rec[0]), jnp.zeros((), network.w_in.dtype)),
+            rates=RunningRates(
+                jnp.zeros_like(network.w_rec[0]), jnp.zeros_like(network.w_in[0, 0])
+            ),
             since_update=jnp.zeros((), jnp.int32),
             n_steps=jnp.zeros((), jnp.uint32),
             key=jax.random.key(0) if key is None else key,
@@ -197,7 +177,7 @@ class OnlineLearner(eqx.Module):
             )
         return self._settled(state, _run(self, state, now))
 
-    def _part(self, network: Network) -> Network:
+    def _part(self, network: Network) -> Any:
         return eqx.filter(network, self.trainable)
 
     def _checked(self, state: LearnerState, now: Any) -> tuple[LearnerState, Any]:
@@ -278,8 +258,8 @@ def _run(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[Learner
         return _update(learner, state), (info, finite)
 
     state, (info, finite) = _scan(one_update, state, cut(now, learner.update_every))
-    by_step = (x.reshape(-1, *x.shape[3:]) for x in (info.outputs, info.learning_signals))
-    return state, Info(*by_step, info.loss, state.rates.rates, _norms(state)), finite
+    outputs, signals = (x.reshape(-1, *x.shape[3:]) for x in (info.outputs, info.learning_signals))
+    return state, Info(outputs, signals, info.loss, state.rates.rates, _norms(state)), finite
 
 
 def _observe(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
@@ -325,29 +305,11 @@ def _observed_loss(
         return learner.loss(trajectory._replace(outputs=outputs), targets)
 
     value, errors = jax.value_and_grad(of_outputs)(trajectory.outputs)
-    rates, last = _running_rates(learner, state, trajectory.spikes)
-    if learner.rate_penalty is not None:
-        excess = (rates - learner.rate_penalty.target_rate) / 1000
-        value = value + learner.rate_penalty.weight * jnp.sum(excess**2)
-    return value, (trajectory.outputs, errors, last)
-
-
-def _running_rates(
-    learner: OnlineLearner, state: LearnerState, spikes: Float[Array, "time batch n_rec"]
-) -> tuple[Float[Array, "time n_rec"], RunningRates]:
-    """r_t = r_{t-1} + (z_t - r_{t-1}) / span_t in Hz, and the last; differentiable by z_t alone."""
     dt = state.network.cell.dt
-    now = spikes.mean(1) * (1000 / dt)
-    longest = max(1.0, learner.tau_rate / dt)
-
-    def step(before, seen):
-        span = jnp.minimum(before.span + 1, longest)
-        after = RunningRates(before.rates + (seen - before.rates) / span, span)
-        return after, after
-
-    held = jax.lax.stop_gradient(now)
-    last, (rates, spans) = jax.lax.scan(step, state.rates, held)
-    return rates + (now - held) / spans[:, None], last
+    rates, last = follow(state.rates, trajectory.spikes, dt=dt, tau=learner.tau_rate)
+    if learner.rate_penalty is not None:
+        value = value + learner.rate_penalty.of(rates)
+    return value, (trajectory.outputs, errors, last)
 
 
 def _from_rest(network: Network, carry: Carry, ended: Array) -> Carry:

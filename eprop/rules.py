@@ -102,8 +102,10 @@ class EProp(AbstractRule):
         checks.same_length(targets, n_steps, self.window)
 
         def step(state, now):
-            carry, total = state
-            carry, value, aux, gradients = self.advance(loss, network, carry, *now, has_aux)
+            (carry, total), (inputs, targets) = state, now
+            carry, value, aux, gradients = self.advance(
+                loss, network, carry, inputs, targets, has_aux
+            )
             return (carry, jax.tree.map(jnp.add, total, gradients)), (value, aux)
 
         start = (init_carry(network, batch), zero_gradients(network))

@@ -57,7 +57,10 @@ def stream_value_and_grad(
     window = rule.window
 
     def advance(network: Network, now: Any, sums: Sums) -> tuple[Sums, Any]:
-        carry, value, aux, gradients = rule.advance(loss, network, sums.carry, *now, has_aux)
+        inputs, targets = now
+        carry, value, aux, gradients = rule.advance(
+            loss, network, sums.carry, inputs, targets, has_aux
+        )
         gradients = jax.tree.map(jnp.add, sums.gradients, gradients)
         return Sums(carry, sums.value + value, gradients), aux
 

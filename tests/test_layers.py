@@ -8,7 +8,7 @@ import pytest
 ENGINE = Path(__file__).parent.parent / "eprop"
 LAYERS = [
     {"checks", "files"},
-    {"surrogate", "checkpoints"},
+    {"surrogate", "checkpoints", "running_rates"},
     {"cells"},
     {"network"},
     {"losses", "feedback"},
@@ -16,7 +16,7 @@ LAYERS = [
     {"recursion"},
     {"windowed"},
     {"rules"},
-    {"training"},
+    {"training", "streaming", "online"},
     {"__init__"},
 ]
 MODULES = sorted(path.stem for path in ENGINE.glob("*.py"))
@@ -72,9 +72,9 @@ def test_tasks_import_nothing_of_the_engine(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_the_engine_imports_no_tasks_and_no_experiments(module):
     names = set(imported(ENGINE / f"{module}.py"))
-    forbidden = ["eprop.tasks", "experiments", "figures", "tests", "matplotlib"]
-    if module != "training":
-        forbidden += ["optax", "tqdm"]
+    may = {"training": ["optax", "tqdm"], "online": ["optax"]}.get(module, [])
+    libraries = {"matplotlib", "optax", "tqdm"}.difference(may)
+    forbidden = ["eprop.tasks", "experiments", "figures", "tests", *libraries]
     assert not [name for name in names if name.startswith(tuple(forbidden))]
 
 

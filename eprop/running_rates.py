@@ -1,0 +1,60 @@
+"""Firing rates as a neuron can know them while it runs, and a penalty on them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class RatePenalty(NamedTuple):
+    """Σ_j (r_j,t - f*_j)² in (spikes/ms)², added to the loss at each step t.
+
+    r is the running average of each neuron's firing rate that an `OnlineLearner` keeps. What a
+    spike does to the average at once counts, what it does to later values of it does not: the
+    penalty is known when the spike is. Source: after the reference implementation's `reg_type` "online".
+    """
+
+    target_rate: float = 10.0
+    """f* in Hz."""
+    weight: float = 1.0
+    """Factor of the penalty (dimensionless)."""
+
+    def of(self, rates: Float[Array, "time n_rec"]) -> Float[Array, ""]:
+        """The penalty of some steps, for their running averages in Hz."""
+        return self.weight * jnp.sum(((rates - self.target_rate) / 1000) ** 2)
+
+
+class RunningRates(NamedTuple):
+    """Each neuron's firing rate, averaged over the batch and the time that has gone by."""
+
+    rates: Float[Array, " n_rec"]
+    """r in Hz."""
+    span: Float[Array, ""]
+    """The number of steps that they are the average of, at most tau_rate / dt."""
+
+
+def start_rates(n: int, dtype: Any) -> RunningRates:
+    """Of `n` neurons, before the first step."""
+    return RunningRates(jnp.zeros(n, dtype), jnp.zeros((), dtype))
+
+
+def follow(
+    before: RunningRates, spikes: Float[Array, "time batch n_rec"], *, dt: float, tau: float
+) -> tuple[Float[Array, "time n_rec"], RunningRates]:
+    """r_t = r_{t-1} + (z_t - r_{t-1}) / span_t of each step in Hz, and what is left to carry.
+
+    Differentiable by z_t alone: r_{t-1} is held. **Arguments:** `dt`: time step in ms; `tau`: time
+    constant of the average in ms, beyond which old spikes are forgotten.
+    """
+    now = spikes.mean(1) * (1000 / dt)
+    longest = max(1.0, tau / dt)
+
+    def step(before: RunningRates, seen: Array) -> tuple[RunningRates, RunningRates]:
+        span = jnp.minimum(before.span + 1, longest)
+        after = RunningRates(before.rates + (seen - before.rates) / span, span)
+        return after, after
+
+    held = jax.lax.stop_gradient(now)
+    last, (rates, spans) = jax.lax.scan(step, before, held)
+    return rates + (now - held) / spans[:, None], last
