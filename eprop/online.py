@@ -128,9 +128,7 @@ class OnlineLearner(eqx.Module):
             carry=init_carry(network, batch),
             gradients=zero_gradients(network),
             optimizer=self.optimizer.init(self._part(network)),
-            rates=RunningRates(
-                jnp.zeros_like(network.w_rec[0]), jnp.zeros_like(network.w_in[0, 0])
-            ),
+            rates=start_rates(network.cell.n, network.w_in.dtype),
             since_update=jnp.zeros((), jnp.int32),
             n_steps=jnp.zeros((), jnp.uint32),
             key=jax.random.key(0) if key is None else key,

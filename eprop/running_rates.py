@@ -12,7 +12,8 @@ class RatePenalty(NamedTuple):
 
     r is the running average of each neuron's firing rate that an `OnlineLearner` keeps. What a
     spike does to the average at once counts, what it does to later values of it does not: the
-    penalty is known when the spike is. Source: after the reference implementation's `reg_type` "online".
+    penalty is known when the spike is. Source: after the reference implementation's `reg_type`
+    "online".
     """
 
     target_rate: float = 10.0
