@@ -13,7 +13,7 @@ from . import checks
 from .learning_signals import Loss
 from .network import Network
 from .recursion import Gradients, zero_gradients
-from .rules import EProp, as_network, refuse_cell_parameters
+from .rules import AbstractRule, EProp, as_network, refuse_cell_parameters
 from .traces import Carry, init_carry
 
 
@@ -27,10 +27,10 @@ class Sums(NamedTuple):
 
 def stream_value_and_grad(
     loss: Loss,
-    rule: EProp,
+    rule: AbstractRule,
     has_aux: bool = False,
     trainable: Any = eqx.is_inexact_array,
-) -> Callable[[Network, Iterable[tuple[Any, Any]]], tuple[Any, Network]]:
+) -> Callable[[Network, Iterable[Any]], tuple[Any, Network]]:
     """A function `(network, chunks) -> (value, gradients)`, as `value_and_grad` of the whole.
 
     `chunks` is an iterable of `(inputs, targets)`: pieces of one long sequence in their order, of
@@ -83,7 +83,7 @@ def stream_value_and_grad(
         aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux)
         return jax.lax.fori_loop(0, n_steps, step, (sums, aux))
 
-    def evaluate(network: Network, chunks: Iterable[tuple[Any, Any]]) -> tuple[Any, Network]:
+    def evaluate(network: Network, chunks: Iterable[Any]) -> tuple[Any, Network]:
         part, _ = eqx.partition(network, trainable)
         refuse_cell_parameters(part, window)
         sums, seen = None, []
@@ -110,7 +110,7 @@ def stream_value_and_grad(
     return evaluate
 
 
-def _recut(chunks: Iterable[tuple[Any, Any]], length: int) -> Iterator[tuple[Any, Any]]:
+def _recut(chunks: Iterable[Any], length: int) -> Iterator[tuple[Any, Any]]:
     """The same sequence in pieces of `length` steps, of which the last may be shorter."""
     pieces, n_steps, first = [], 0, None
     for i, chunk in enumerate(chunks):
