@@ -13,7 +13,14 @@ from test_experiments import assert_drawn, assert_options, help_of
 import eprop
 from eprop import losses
 from experiments import benchmarks
-from experiments.benchmarks import gradient_cost, neuron_step, peers, spike_storage
+from experiments.benchmarks import (
+    gradient_cost,
+    neuron_step,
+    peers,
+    scaling,
+    spike_storage,
+    stream_memory,
+)
 
 PROGRAMS = [
     "forward, plain scan",
@@ -320,6 +327,70 @@ class TestSpikeStorage:
         text = help_of("benchmarks.spike_storage")
         assert "booleans" in text
         assert_options(text, spike_storage.Config)
+
+
+class TestStreamMemory:
+    def test_runs(self, tmp_path, monkeypatch):
+        """In processes of its own; how much memory such short ones use says nothing."""
+        monkeypatch.setattr(stream_memory, "BOUND", 1.0)
+        options = ["--steps", "300", "--whole", "300", "--window", "64", "--chunk", "100"]
+        status, metrics = metrics_of(stream_memory, tmp_path, *options)
+        assert status == 0 and 0 < metrics["check"]["difference"] < 1e-4
+        assert [row["window"] for row in metrics["rows"]] == [64, None]
+        assert all(row["peak_bytes"] > 2**26 and row["loss"] > 0 for row in metrics["rows"])
+
+    def test_stream_is_the_same_however_long(self):
+        """And its chunks are not all alike."""
+        short, long = (
+            [np.concatenate(x) for x in zip(*stream_memory.stream(n, 100, 0, 40), strict=True)]
+            for n in (250, 400)
+        )
+        assert long[0].shape == (400, 1, 40) and long[1].shape == (400, 1)
+        np.testing.assert_array_equal(short[0], long[0][:250])
+        assert 0.01 < long[0].mean() < 0.03 and (long[0][:100] != long[0][100:200]).any()
+
+    def test_peak(self):
+        stream_memory.forget_peak()
+        before = stream_memory.peak_bytes()
+        assert np.ones(2**24).sum() == 2**24
+        assert stream_memory.peak_bytes() > before + 2**26
+
+    @pytest.mark.parametrize(
+        ("peak", "gradient", "passed"),
+        [(104, 1.0, True), (106, 1.0, False), (104, 1.001, False), (104, np.nan, False)],
+    )
+    def test_check(self, peak, gradient, passed):
+        rows = [
+            {"n_steps": 10, "window": 5, "peak_bytes": 100},
+            {"n_steps": 99, "window": 5, "peak_bytes": peak},
+            {"n_steps": 10, "window": None, "peak_bytes": 500},
+        ]
+        gradients = {(10, 5): {"w": np.array([gradient])}, (10, None): {"w": np.ones(1)}}
+        assert stream_memory.check(rows, gradients)["passed"] == passed
+
+    def test_help(self):
+        text = help_of("benchmarks.stream_memory")
+        assert "process" in text
+        assert_options(text, stream_memory.Config)
+
+
+class TestScaling:
+    def test_runs(self, tmp_path):
+        options = "--n-in 10 --n 12 --n-steps 150 --batch 2 --window 64 --rounds 1 --vary-n 12"
+        sizes = ["--vary-n-steps", "150", "200", "--vary-batch", "2"]
+        _, metrics = metrics_of(scaling, tmp_path, *options.split(), *sizes)
+        points = metrics["points"]
+        found = [(point["size"], point["value"]) for point in points]
+        assert found == [("n_steps", 150), ("n_steps", 200), ("n", 12), ("batch", 2)]
+        for point in points:
+            assert point["workload"][point["size"]] == point["value"]
+            assert {"e-prop, window=None", "e-prop, window=64"} <= set(point["programs"])
+            assert max(point["check"]["differences"].values()) < 1e-4
+
+    def test_help(self):
+        text = help_of("benchmarks.scaling")
+        assert "in turn" in text
+        assert_options(text, scaling.Config)
 
 
 class TestPeers:

@@ -15,9 +15,10 @@ w2, wide (100 inputs, 1000 neurons, 500 steps, batch 32); w3, long (40 inputs, 1
 """
 
 import dataclasses
+import functools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,7 +34,7 @@ from eprop.tasks import EvidenceAccumulation
 from figures.gradient_cost import draw
 
 from ..runs import RunFolder
-from . import machine
+from . import machine, time_in_turn
 
 BOUND = 1e-4
 """The largest relative difference of two gradients that is still rounding of float32."""
@@ -168,13 +169,22 @@ def make_programs(
     }
 
 
-def draw_workload(name: str, seed: int) -> tuple[eprop.Network, jax.Array, Any]:
-    """Network, boolean inputs and targets (labels for each step, and which steps count).
+def draw_workload(name: Name, seed: int) -> tuple[eprop.Network, jax.Array, Any]:
+    """Network, boolean inputs and targets (labels for each step, and which steps count)."""
+    workload = WORKLOADS[name]
+    network, inputs, (labels, mask) = draw_network(workload, seed)
+    if name == "w1":
+        trials = TASK.sample(jax.random.key(seed), workload.batch)
+        inputs, labels = trials.inputs, jnp.broadcast_to(trials.labels[None], labels.shape)
+    return network, inputs, (labels, mask)
+
+
+def draw_network(workload: Workload, seed: int) -> tuple[eprop.Network, jax.Array, Any]:
+    """The same with random inputs and labels.
 
     Weights are multiples of 1/1024: sums of them are exact in any order, so that no rounding
     makes one program's spikes differ from another's.
     """
-    workload = WORKLOADS[name]
     key_network, key_inputs, key_labels = jax.random.split(jax.random.key(seed), 3)
     cell = eprop.ALIF(
         workload.n, tau_v=TAU_V, v_th=V_TH, n_refractory=N_REFRACTORY, dt=DT, tau_a=TAU_A,
@@ -183,49 +193,46 @@ def draw_workload(name: str, seed: int) -> tuple[eprop.Network, jax.Array, Any]:
     network = eprop.Network(cell, n_in=workload.n_in, n_out=2, tau_out=TAU_OUT, key=key_network)
     network = jax.tree.map(lambda w: jnp.round(w * 1024) / 1024, network)
     shape = (workload.n_steps, workload.batch, workload.n_in)
-    if name == "w1":
-        trials = TASK.sample(key_inputs, workload.batch)
-        inputs, labels = trials.inputs, trials.labels
-    else:
-        inputs = jax.random.bernoulli(key_inputs, workload.rate_hz * DT / 1000, shape)
-        labels = jax.random.randint(key_labels, shape[1:2], 0, 2)
+    inputs = jax.random.bernoulli(key_inputs, workload.rate_hz * DT / 1000, shape)
+    labels = jax.random.randint(key_labels, shape[1:2], 0, 2)
     mask = jnp.arange(workload.n_steps) >= workload.n_steps - workload.n_recall
     return network, inputs, (jnp.broadcast_to(labels[None], shape[:2]), mask)
 
 
-def measure(name: str, config: Config) -> dict[str, Any]:
+def measure(name: Name, config: Config) -> dict[str, Any]:
     """Compile, compare and time all programs on one workload."""
     workload = WORKLOADS[name]
     windows = [None, *(window for window in config.windows if window < workload.n_steps)]
     if name in config.recursion and 1 not in windows:
         windows.append(1)
-    arguments = draw_workload(name, config.seed)
     programs = make_programs(workload, windows)
+    return compare(programs, draw_workload(name, config.seed), config.rounds, name) | {
+        "workload": workload._asdict()
+    }
+
+
+def compare(
+    programs: Mapping[str, Callable], arguments: tuple[Any, ...], rounds: int, title: str
+) -> dict[str, Any]:
+    """Each program's time and memory, and whether they computed what their labels say."""
     rows, compiled, results = {}, {}, {}
-    bar = tqdm(total=len(programs) * (1 + config.rounds), desc=name)
-    for label, function in programs.items():
-        bar.set_postfix_str(f"compiling {label}")
+    for label, function in tqdm(programs.items(), desc=f"{title}, compiling"):
         begun = time.perf_counter()
         compiled[label] = jax.jit(function).lower(*arguments).compile()
-        rows[label] = {"compile_seconds": time.perf_counter() - begun, "seconds": []}
         memory = compiled[label].memory_analysis()
-        rows[label]["memory_bytes"] = memory.temp_size_in_bytes + memory.output_size_in_bytes
+        rows[label] = {
+            "compile_seconds": time.perf_counter() - begun,
+            "memory_bytes": memory.temp_size_in_bytes + memory.output_size_in_bytes,
+        }
         results[label] = jax.tree.map(np.array, compiled[label](*arguments)[1])
-        bar.update()
-    for _ in range(config.rounds):
-        for label, program in compiled.items():
-            bar.set_postfix_str(label)
-            begun = time.perf_counter()
-            jax.block_until_ready(program(*arguments))
-            rows[label]["seconds"].append(time.perf_counter() - begun)
-            bar.update()
-    bar.close()
+    calls = {label: functools.partial(program, *arguments) for label, program in compiled.items()}
+    timed = time_in_turn(calls, dict.fromkeys(calls, rounds), title)
+    rows = {label: row | timed[label] for label, row in rows.items()}
     forward = rows["forward, plain scan"]
     for row in rows.values():
-        row["median_seconds"] = float(np.median(row["seconds"]))
         row["time_ratio"] = row["median_seconds"] / forward["median_seconds"]
         row["memory_ratio"] = row["memory_bytes"] / forward["memory_bytes"]
-    return {"workload": workload._asdict(), "programs": rows, "check": check(results)}
+    return {"programs": rows, "check": check(results)}
 
 
 def check(results: dict[str, Any]) -> dict[str, Any]:
