@@ -67,8 +67,8 @@ class TestAgreement:
     @pytest.mark.parametrize("cell", ["ALIF", "own cell"])
     def test_float32(self, cell, window):
         """Multiples of 1/64 as weights, whose sums are exact: no rounding flips a spike."""
+        case, *_ = long_case(cell)  # cached, so made in float64
         with jax.enable_x64(False):
-            case, *_ = long_case(cell)
             network = jax.tree.map(
                 lambda w: jnp.asarray(np.round(np.asarray(w) * 64) / 64, jnp.float32), case.network
             )
