@@ -197,10 +197,13 @@ class Network(eqx.Module):
     def block_length(self, n_steps: int, batch: int) -> int:
         """How many steps to work on at a time, for their arrays to fit into the cache.
 
-        A divisor of `n_steps`, and if those that fit are far too short the next longer one.
+        The arrays are no smaller than the synapses' gradient, which each block is added to. A
+        divisor of `n_steps`, and if those that fit are far too short the next longer one.
         """
-        step_bytes = batch * self.cell.n * self.w_in.dtype.itemsize
-        fitting = max(1, BLOCK_BYTES // step_bytes)
+        itemsize = self.w_in.dtype.itemsize
+        synapses_bytes = (self.n_in + self.cell.n) * self.cell.n * itemsize
+        fitting = max(BLOCK_BYTES, synapses_bytes) // (batch * self.cell.n * itemsize)
+        fitting = max(1, fitting)
         divisors = [length for length in range(1, n_steps + 1) if n_steps % length == 0]
         shorter = max(length for length in divisors if length <= fitting)
         return min(
