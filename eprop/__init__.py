@@ -2,6 +2,7 @@
 
 from . import checkpoints, losses
 from .cells import ALIF, LIF, AbstractCell, ALIFState, Jacobians, LIFState
+from .delays import ConcatenatedBuffer, RotatingBuffer
 from .feedback import AbstractFeedback, AdaptiveFeedback, RandomFeedback, SymmetricFeedback
 from .learning_signals import LearningSignals, learning_signals, total_derivative
 from .network import Network, Trajectory
@@ -24,6 +25,7 @@ __all__ = [
     "AbstractSurrogate",
     "AdaptiveFeedback",
     "Arctan",
+    "ConcatenatedBuffer",
     "EProp",
     "EligibilityTraces",
     "Exponential",
@@ -36,6 +38,7 @@ __all__ = [
     "OnlineLearner",
     "RandomFeedback",
     "RatePenalty",
+    "RotatingBuffer",
     "SymmetricFeedback",
     "TrainState",
     "Trajectory",

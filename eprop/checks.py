@@ -59,6 +59,17 @@ def steps(name: str, value: ArrayLike | Sequence[int], n: int) -> int | tuple[in
     return int(whole) if whole.ndim == 0 else tuple(whole.tolist())
 
 
+def delay(name: str, value: ArrayLike | Sequence[float], n: int, dt: float) -> Parameter:
+    """Delays in ms, as `parameter`; `ValueError` unless they are whole steps of at least 0."""
+    checked = parameter(name, value, n)
+    in_steps = np.asarray(checked) / dt
+    if not np.all((in_steps >= 0) & (np.abs(in_steps - np.round(in_steps)) < 1e-6)):
+        raise ValueError(
+            f"{name} = {value} ms must be a multiple of the step dt = {dt:g} ms, at least 0"
+        )
+    return checked
+
+
 def duration(name: str, value: float) -> float:
     """A time in ms as a float; `ValueError` unless it is one positive, finite number."""
     if np.ndim(value) != 0:

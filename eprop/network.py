@@ -7,10 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, Shaped
 
 from . import checks
 from .cells import AbstractCell
+from .delays import AbstractDelayLine, RotatingBuffer, delayed
 
 Initializer = Callable[[PRNGKeyArray, tuple[int, ...], Any], Array]
 """The signature of `jax.nn.initializers`: `(key, shape, dtype) -> array`."""
@@ -47,6 +48,8 @@ class NetworkState(NamedTuple):
     """z_t."""
     outputs: Float[Array, "batch n_out"]
     """y_t."""
+    past: Float[Array, "batch d_max n_pre"] | None
+    """What the synapses were given in the last steps, the oldest first; `None` without delays."""
 
 
 class Unrolled(NamedTuple):
@@ -68,7 +71,7 @@ class Synapses(NamedTuple):
 class Network(eqx.Module):
     """A recurrent spiking network with a leaky readout.
 
-        I_t = x_t W_in + z_{t-1} W_rec
+        I_t = x_{t-d} W_in + z_{t-1-d} W_rec            d = 0, or a delay of each presynaptic neuron
         s_t, z_t: the cell's
         y_t = κ y_{t-1} + g z_t W_out + bias            κ = exp(-dt/τ_out); g = 1, or 1 - κ
 
@@ -83,6 +86,9 @@ class Network(eqx.Module):
     readout_bias: Float[Array, " n_out"] | None
     tau_out: float = eqx.field(static=True)
     scale_readout: bool = eqx.field(static=True)
+    delay_in: checks.Parameter = eqx.field(static=True)
+    delay_rec: checks.Parameter = eqx.field(static=True)
+    delay_line: AbstractDelayLine
 
     def __init__(
         self,
@@ -96,6 +102,9 @@ class Network(eqx.Module):
         w_out: ArrayLike | Initializer = jax.nn.initializers.glorot_uniform(),  # noqa: B008
         readout_bias: ArrayLike | Initializer | None = None,
         scale_readout: bool = False,
+        delay_in: ArrayLike = 0.0,
+        delay_rec: ArrayLike = 0.0,
+        delay_line: AbstractDelayLine = RotatingBuffer(),  # noqa: B008 (immutable)
         key: PRNGKeyArray | None = None,
     ):
         """**Arguments:**
@@ -108,6 +117,11 @@ class Network(eqx.Module):
           N(0, 1) / sqrt(n_pre), and Glorot-uniform for the readout.
         - `readout_bias`: an array `[n_out]` or an initializer; `None` for no bias.
         - `scale_readout`: whether spikes enter the readout with gain g = 1 - κ (else g = 1).
+        - `delay_in`, `delay_rec`: delays of the synapses of W_in and W_rec in ms, multiples of
+          dt: one number, or one for each presynaptic neuron. A recurrent spike takes one step
+          anyway; its delay comes on top.
+        - `delay_line`: how spikes wait, `RotatingBuffer()` or `ConcatenatedBuffer()`: the same
+          numbers, the same gradients.
         - `key`: random key for the initializers; not needed if every weight is an array.
 
         Raises `ValueError` or `TypeError` for a weight of another shape, of an integer dtype, or
@@ -133,6 +147,11 @@ class Network(eqx.Module):
         )
         self.tau_out = checks.duration("tau_out", tau_out)
         self.scale_readout = scale_readout
+        self.delay_in = checks.delay("delay_in", delay_in, n_in, cell.dt)
+        self.delay_rec = checks.delay("delay_rec", delay_rec, cell.n, cell.dt)
+        self.delay_line = checks.instance(
+            "delay_line", delay_line, AbstractDelayLine, "RotatingBuffer()"
+        )
 
     @property
     def n_in(self) -> int:
@@ -148,6 +167,16 @@ class Network(eqx.Module):
     def kappa(self) -> float:
         """κ, by how much the readout decays in one step."""
         return float(np.exp(-self.cell.dt / self.tau_out))
+
+    @property
+    def delays(self) -> Int[np.ndarray, " n_pre"] | None:
+        """The delay of each presynaptic neuron in steps; `None` if there are none."""
+        of_each = [
+            np.broadcast_to(delay, n)
+            for delay, n in [(self.delay_in, self.n_in), (self.delay_rec, self.cell.n)]
+        ]
+        delays = np.round(np.concatenate(of_each) / self.cell.dt).astype(int)
+        return delays if delays.any() else None
 
     @property
     def readout_gain(self) -> float:
@@ -190,8 +219,12 @@ class Network(eqx.Module):
         state = jax.tree.map(
             lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, self.cell.init(batch)
         )
+        delays, n = self.delays, self.cell.n
         return NetworkState(
-            state, jnp.zeros((batch, self.cell.n), dtype), jnp.zeros((batch, self.n_out), dtype)
+            state,
+            spikes=jnp.zeros((batch, n), dtype),
+            outputs=jnp.zeros((batch, self.n_out), dtype),
+            past=None if delays is None else jnp.zeros((batch, delays.max(), len(delays)), dtype),
         )
 
     def block_length(self, n_steps: int, batch: int) -> int:
@@ -225,24 +258,34 @@ class Network(eqx.Module):
         to it, at zero, is the total derivative dE/dz_t.
         """
         w_rec = without_autapses(self.w_rec)
-        input_current = inputs.astype(self.w_in.dtype) @ self.w_in
+        x, line, delays = inputs.astype(self.w_in.dtype), None, self.delays
+        if delays is not None:
+            past_x, past_z = jnp.split(jnp.moveaxis(start.past, 1, 0), [self.n_in], axis=-1)
+            line = self.delay_line.init(past_z)
+            x = delayed(jnp.concatenate([past_x, x]), delays[: self.n_in], len(x))
 
         def step(carry, now):
-            state, z_tm1 = carry
+            state, z_tm1, line = carry
             current, shift = now
             if stop_z_gradients:
-                z_tm1 = jax.lax.stop_gradient(z_tm1)
-            current = current + z_tm1 @ w_rec
+                z_tm1, line = jax.lax.stop_gradient((z_tm1, line))
+            arriving = z_tm1
+            if delays is not None:
+                line, arriving = self.delay_line.step(line, z_tm1, delays[self.n_in :])
+            current = current + arriving @ w_rec
             state = self.cell.step(state, current, z_tm1)
             z = self.cell.output(state)
             z = z if shift is None else z + shift
-            return (state, z), (z, state, current)
+            return (state, z, line), (z, state, current)
 
-        (state, z), (spikes, states, currents) = jax.lax.scan(
-            step, (start.cell, start.spikes), (input_current, perturbation)
+        (state, z, _), (spikes, states, currents) = jax.lax.scan(
+            step, (start.cell, start.spikes, line), (x @ self.w_in, perturbation)
         )
         outputs = self.readout(spikes, start.outputs)
-        end = NetworkState(state, z, outputs[-1])
+        past = None
+        if start.past is not None:
+            past = jnp.moveaxis(self._given(start, inputs, spikes)[-start.past.shape[1] :], 0, 1)
+        end = NetworkState(state, z, outputs[-1], past)
         return Unrolled(end, Trajectory(outputs, spikes, states), currents)
 
     def readout(
@@ -257,15 +300,23 @@ class Network(eqx.Module):
     def presynaptic(
         self,
         inputs: Shaped[Array, "time batch n_in"],
-        start: Float[Array, "batch n_rec"],
+        start: NetworkState,
         spikes: Float[Array, "time batch n_rec"],
     ) -> Float[Array, "time batch n_pre"]:
-        """pre_t, what the synapses see at each step: x_t and then z_{t-1}, side by side.
+        """pre_t, what the synapses see at each step: x_t and z_{t-1} side by side, delayed.
 
-        `start` is z before the first step. n_pre is n_in + n_rec.
+        `start` is the network before the first step. n_pre is n_in + n_rec.
         """
-        z_tm1 = jnp.concatenate([start[None], spikes[:-1]])
-        return jnp.concatenate([inputs.astype(z_tm1.dtype), z_tm1], axis=-1)
+        given, delays = self._given(start, inputs, spikes), self.delays
+        return given if delays is None else delayed(given, delays, len(inputs))
+
+    def _given(self, start: NetworkState, inputs: Array, spikes: Array) -> Array:
+        """x_t and z_{t-1} without their delays, after those of `start.past`."""
+        z_tm1 = preceding(start.spikes, spikes)
+        given = jnp.concatenate([inputs.astype(z_tm1.dtype), z_tm1], axis=-1)
+        if start.past is None:
+            return given
+        return jnp.concatenate([jnp.moveaxis(start.past, 1, 0), given])
 
     @property
     def synapses(self) -> Float[Array, "n_pre n_rec"]:
@@ -308,6 +359,13 @@ def _in_turn(network: Network, inputs: Array, stop_z_gradients: bool, one_byte: 
 def without_autapses(w_rec: Shaped[Array, "*more n n"]) -> Shaped[Array, "*more n n"]:
     """The matrices with their diagonal set to zero."""
     return jnp.where(jnp.eye(w_rec.shape[-1], dtype=bool), jnp.zeros((), w_rec.dtype), w_rec)
+
+
+def preceding(
+    start: Float[Array, "batch n"], spikes: Float[Array, "time batch n"]
+) -> Float[Array, "time batch n"]:
+    """z_{t-1} of each step, where `start` is z before the first."""
+    return jnp.concatenate([start[None], spikes[:-1]])
 
 
 def in_blocks(

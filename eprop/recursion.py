@@ -57,7 +57,7 @@ def step_gradients(
     value, aux, derivatives = differentiate_loss(loss, trajectory, targets, has_aux)
     derivatives = jax.tree.map(lambda x: x[0], derivatives)
 
-    pre = network.presynaptic(inputs, start.spikes, trajectory.spikes)
+    pre = network.presynaptic(inputs, start, trajectory.spikes)
     jacobians = network.cell.jacobians(start.cell, currents[0], start.spikes)
     traces, trace = step_traces(
         carry.synapses, jacobians, pre[0], network.kappa, network.readout_gain

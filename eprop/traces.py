@@ -21,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from . import checks
 from .cells import AbstractCell, Jacobians, hidden_variables
-from .network import Network, NetworkState, Synapses
+from .network import Network, NetworkState, Synapses, preceding
 
 
 class SynapticTraces(NamedTuple):
@@ -213,7 +213,8 @@ def eligibility_traces(network: Network, inputs: ArrayLike, post: Any = None) ->
     carry = init_carry(network, inputs.shape[1])
     start = carry.network
     run = network.unroll(start, inputs, stop_z_gradients=True)
-    pre = network.presynaptic(inputs, start.spikes, run.trajectory.spikes)
+    pre = network.presynaptic(inputs, start, run.trajectory.spikes)
+    z_tm1 = preceding(start.spikes, run.trajectory.spikes)
     states_tm1 = jax.tree.map(
         lambda first, rest: jnp.concatenate([first[None], rest[:-1]]),
         start.cell,
@@ -221,13 +222,13 @@ def eligibility_traces(network: Network, inputs: ArrayLike, post: Any = None) ->
     )
 
     def step(traces, now):
-        pre_t, state_tm1, current = now
-        jacobians = network.cell.jacobians(state_tm1, current, pre_t[:, network.n_in :])
+        pre_t, *of_neurons = now
+        jacobians = network.cell.jacobians(*of_neurons)
         traces, trace = step_traces(traces, jacobians, pre_t, network.kappa, network.readout_gain)
         seen = [*traces.vectors, trace, traces.filtered]
         return traces, [jnp.broadcast_to(x, trace.shape)[..., post] for x in seen]
 
-    _, seen = jax.lax.scan(step, carry.synapses, (pre, states_tm1, run.currents))
+    _, seen = jax.lax.scan(step, carry.synapses, (pre, states_tm1, run.currents, z_tm1))
     structure = jax.tree.structure(eqx.filter(start.cell, eqx.is_inexact_array))
 
     def named(seen):

@@ -30,6 +30,7 @@ from .network import (
     Trajectory,
     in_blocks,
     leaky_filter,
+    preceding,
     without_autapses,
 )
 from .recursion import Gradients, zero_gradients
@@ -161,7 +162,7 @@ def window_gradients(
     )
 
     # What leaves it: the old vectors led through the window, and what has arrived in it.
-    pre = network.presynaptic(inputs, carry.network.spikes, trajectory.spikes)
+    pre = network.presynaptic(inputs, carry.network, trajectory.spikes)
     led = [
         advance_vector(unit, old.vectors, like=old.filtered) + jnp.einsum("tbi,tbj->bij", pre, r)
         for unit, r in zip(later.units, of_units, strict=True)
@@ -229,8 +230,10 @@ def _reverse(
     def reverse(later: Later, now: tuple[Block, Signals]) -> tuple[Later, list[Array]]:
         block, signals = now
         spikes = block.spikes.astype(signals.error.dtype)
-        pre = network.presynaptic(block.inputs, block.start.spikes, spikes)
-        pullback = _neurons(network, trainable_cell, block, pre, signals.states is not None)
+        pre = network.presynaptic(block.inputs, block.start, spikes)
+        z_tm1 = preceding(block.start.spikes, spikes)
+        with_states = signals.states is not None
+        pullback = _neurons(network, trainable_cell, block, pre, z_tm1, with_states)
 
         d_spikes = gain * feedback.learning_signal(network.w_out, signals.error)
         if signals.spikes is not None:
@@ -238,11 +241,13 @@ def _reverse(
         d_cell, costates, d_currents = pullback((d_spikes, signals.states, later.costates))
 
         # One product for all weights: z_t of the readout is z_{t-1} of the next step's synapses.
-        post = jnp.concatenate([d_currents, gain * signals.error_tm1], axis=-1)
-        product = jnp.tensordot(pre, post, axes=((0, 1), (0, 1)))
+        error_tm1 = gain * signals.error_tm1
+        post = jnp.concatenate([d_currents, error_tm1], axis=-1)
+        product = _product(pre, post)
+        w_out = product[network.n_in :, network.cell.n :]
         here = Gradients(
             synapses=product[:, : network.cell.n],
-            w_out=product[network.n_in :, network.cell.n :],
+            w_out=w_out if network.delays is None else _product(z_tm1, error_tm1),
             readout_bias=signals.error.sum((0, 1)),
             cell=d_cell,
         )
@@ -263,6 +268,12 @@ def _reverse(
     return later, [x.reshape(-1, *x.shape[2:]) for x in of_units]
 
 
+def _product(
+    pre: Float[Array, "time batch n_pre"], post: Float[Array, "time batch n_post"]
+) -> Float[Array, "n_pre n_post"]:
+    return jnp.tensordot(pre, post, axes=((0, 1), (0, 1)))
+
+
 def _readout_of_last(
     network: Network, trajectory: Trajectory, signals: Signals, trainable_cell: Any
 ) -> Gradients:
@@ -272,17 +283,22 @@ def _readout_of_last(
 
 
 def _neurons(
-    network: Network, trainable_cell: Any, block: Block, pre: Array, with_states: bool
+    network: Network,
+    trainable_cell: Any,
+    block: Block,
+    pre: Array,
+    z_tm1: Array,
+    with_states: bool,
 ) -> Callable[[Any], tuple[Any, list[Array], Array]]:
     """Run the neurons of a block, each by itself, under the currents that they got.
 
     Returns how cotangents on what they did (spikes, states, last state) pull back to those on the
     cell's parameters, the first state and the currents.
     """
-    x, z_tm1 = pre[..., : network.n_in], pre[..., network.n_in :]
     currents = block.currents
     if currents is None:  # in the order of the forward pass, for the same spikes
-        currents = x @ network.w_in + z_tm1 @ without_autapses(network.w_rec)
+        x, z = jnp.split(pre, [network.n_in], axis=-1)
+        currents = x @ network.w_in + z @ without_autapses(network.w_rec)
     hidden, counters = eqx.partition(block.start.cell, eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(hidden)
 

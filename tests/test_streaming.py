@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import Options, make_case
-from comparison import assert_alive, assert_close, assert_trees_close, relative_error
-from errors import assert_raises
 
 import eprop
+from tests.cases import Options, make_case
+from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
+from tests.errors import assert_raises
 
 N_STEPS = 130
 WINDOWS = [1, 7, 64, N_STEPS - 1, N_STEPS, N_STEPS + 3]
