@@ -260,6 +260,7 @@ class Network(eqx.Module):
         w_rec = without_autapses(self.w_rec)
         x, line, delays = inputs.astype(self.w_in.dtype), None, self.delays
         if delays is not None:
+            assert start.past is not None
             past_x, past_z = jnp.split(jnp.moveaxis(start.past, 1, 0), [self.n_in], axis=-1)
             line = self.delay_line.init(past_z)
             x = delayed(jnp.concatenate([past_x, x]), delays[: self.n_in], len(x))
