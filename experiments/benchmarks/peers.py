@@ -248,7 +248,7 @@ def torch_program(
     return program
 
 
-def make_programs(name: str, config: Config) -> dict[str, Program]:
+def make_programs(name: Name, config: Config) -> dict[str, Program]:
     """By label, of those libraries that are installed."""
     arguments = draw_workload(name, config.seed)
     programs = jax_programs(name, config.windows, *arguments)

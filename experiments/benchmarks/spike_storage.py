@@ -127,7 +127,7 @@ def float_cells(network: eprop.Network) -> eprop.Network:
     return eqx.tree_at(lambda net: net.cell, network, FloatALIF(fields.pop("n"), **fields))
 
 
-def measure(name: str, config: Config) -> dict[str, Any]:
+def measure(name: Name, config: Config) -> dict[str, Any]:
     """Compile, compare and time all programs on one workload."""
     workload = WORKLOADS[name]
     network, inputs, targets = draw_workload(name, config.seed)

@@ -82,26 +82,20 @@ def measure(n_steps: int, window: int | None, config: Config) -> dict[str, Any]:
     def chunks(n_steps: int) -> Iterator[tuple[np.ndarray, Any]]:
         return stream(n_steps, config.chunk, config.seed, network.n_in)
 
+    def whole_sequence() -> list[Any]:
+        return [np.concatenate(x) for x in zip(*chunks(n_steps), strict=True)]
+
     if window is None:
-
-        def whole_sequence():
-            return [np.concatenate(x) for x in zip(*chunks(n_steps), strict=True)]
-
         program = jax.jit(eprop.value_and_grad(loss, eprop.EProp()))
         program = program.lower(network, *whole_sequence()).compile()
-
-        def evaluate():
-            return program(network, *whole_sequence())
     else:
         program = eprop.stream_value_and_grad(loss, eprop.EProp(window=window))
         jax.block_until_ready(program(network, chunks(2 * window + 1)))  # all that is compiled
 
-        def evaluate():
-            return program(network, chunks(n_steps))
-
     forget_peak()
     begun = time.perf_counter()
-    value, gradients = jax.block_until_ready(evaluate())
+    given = whole_sequence() if window is None else [chunks(n_steps)]
+    value, gradients = jax.block_until_ready(program(network, *given))
     return {
         "n_steps": n_steps,
         "window": window,
