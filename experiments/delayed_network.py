@@ -159,7 +159,7 @@ def train(
         return Epoch(loss, accuracy, network(inputs).spikes, of_synapses), gradients
 
     @eqx.filter_jit
-    def update(network: eprop.Network, gradients: eprop.Network, state: optax.OptState) -> Any:
+    def update(network: eprop.Network, gradients: Any, state: optax.OptState) -> Any:
         with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
             updates, state = optimizer.update(gradients, state)
         return eprop.apply_updates(network, updates, rule)[0], state

@@ -265,7 +265,7 @@ def make_programs(name: Name, config: Config) -> dict[str, Program]:
     return programs
 
 
-def measure(name: str, config: Config) -> dict[str, Any]:
+def measure(name: Name, config: Config) -> dict[str, Any]:
     """Compare and time all programs on one workload."""
     programs = make_programs(name, config)
     results, first = {}, {}
