@@ -58,8 +58,9 @@ def _points(axes: Axes, programs: dict[str, Any], key: str) -> None:
             ours = label.startswith(("eprop", "e-prop"))
             axes.axhline(i, color="0.9", linewidth=0.8, zorder=0)
             axes.plot(values[label], i, markersize=5, **(OURS if ours else OTHERS))
+            value = values[label]
             axes.annotate(
-                f"{values[label]:.3g}", (values[label], i), xytext=(6, 0),
+                f"{value:,.0f}" if value >= 100 else f"{value:.3g}", (value, i), xytext=(6, 0),
                 textcoords="offset points", va="center", fontsize=7,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )  # fmt: skip
