@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from matplotlib.patches import StepPatch
 
-from eprop.tasks import EvidenceAccumulation, PatternGeneration
+from eprop.tasks import EvidenceAccumulation, Lemniscate, PatternGeneration
 from eprop.tasks.pattern_generation import spikes
 
 KEY = jax.random.key(20)
-TASKS = [EvidenceAccumulation(), PatternGeneration()]
+TASKS = [EvidenceAccumulation(), PatternGeneration(), Lemniscate()]
 LEFT, RIGHT, RECALL, NOISE = (slice(10 * group, 10 * group + 10) for group in range(4))
 SHORT = EvidenceAccumulation(cue_ms=1.0, interval_ms=1.0, delay_ms=0.0, recall_ms=1.0, n_group=1)
 
@@ -150,11 +150,33 @@ def test_targets_are_sines_of_the_given_periods():
     assert np.abs(directions.mean(axis=1).imag).max() < 5 * math.sqrt(0.5 / n)
 
 
+def test_lemniscate():
+    """Bernoulli's equation, and once around both loops: the right one first, from above."""
+    task = Lemniscate(duration_ms=401.0)
+    inputs, targets = jax.tree.map(np.asarray, task.sample(KEY, 20))
+    assert inputs.shape == (401, 20, 100) and inputs.dtype == bool
+    assert targets.shape == (401, 20, 2) and targets.dtype == jnp.zeros(()).dtype
+    assert_rate(inputs, 0.05)
+    assert not np.array_equal(inputs[:, 0], inputs[:, 1])
+    assert_same(targets, np.broadcast_to(targets[:, :1], targets.shape))
+    x, y = targets[:, 0].T
+    np.testing.assert_allclose((x**2 + y**2) ** 2, x**2 - y**2, atol=1e-6)
+    np.testing.assert_allclose([x[0], y[0], x[200], y[200], x[-1], y[-1]], 0, atol=1e-6)
+    np.testing.assert_allclose([x[100], x[300]], [1, -1], atol=1e-6)
+    assert (x[1:200] > 0).all() and (x[201:400] < 0).all()
+    assert y[50] > 0.3 and y[150] < -0.3 and y[250] > 0.3 and y[350] < -0.3
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_pure_function_of_the_key(task):
     trials, other = task.sample(KEY, 4), task.sample(jax.random.key(21), 4)
     assert_same(trials, task.sample(KEY, 4))
     assert not np.array_equal(trials.inputs, other.inputs)
+
+
+@pytest.mark.parametrize("task", [EvidenceAccumulation(), PatternGeneration()])
+def test_what_is_asked_is_drawn_too(task):
+    trials, other = task.sample(KEY, 4), task.sample(jax.random.key(21), 4)
     assert not np.array_equal(trials[-1], other[-1])  # cues, or targets
 
 
@@ -202,6 +224,10 @@ def test_jit_and_vmap(task):
         (PatternGeneration, {"periods_ms": (2000.0,)}, "2000.0 ms.*up to duration_ms=1000"),
         (PatternGeneration, {"periods_ms": (1.0,)}, "1.0 ms.*above 2 ms"),
         (PatternGeneration, {"amplitude_min": 3.0}, "amplitude_min=3.0"),
+        (Lemniscate, {"n_in": 0}, "n_in=0.*at least 1"),
+        (Lemniscate, {"rate_hz": 2000.0}, "rate_hz=2000.0 Hz"),
+        (Lemniscate, {"duration_ms": 999.5}, "duration_ms=999.5 ms.*999 or 1000"),
+        (Lemniscate, {"duration_ms": 5.0}, "duration_ms=5.0 leaves 5 steps.*8 or more"),
     ],
 )
 def test_refuses_parameters(task, parameters, message):

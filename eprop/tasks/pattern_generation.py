@@ -185,25 +185,36 @@ class PatternGeneration:
 
     def plot(self, patterns: Patterns, example: int = 0) -> "matplotlib.figure.Figure":
         """Draws one example: the input raster, and each output's target below it."""
-        from matplotlib.figure import Figure
+        return plot_patterns(
+            patterns, example, f"Pattern generation: frozen noise at {self.rate_hz:g} Hz", self.dt
+        )
 
-        check_example(example, patterns.inputs.shape[1])
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        raster(top, np.asarray(patterns.inputs[:, example]), self.dt, 1.0, "black")
-        top.set(ylabel="input neuron", ylim=(0, self.n_in + 1), xlim=(0, self.duration_ms))
-        top.set_title(f"Pattern generation: frozen noise at {self.rate_hz:g} Hz", loc="left")
 
-        times = np.arange(self.n_steps) * self.dt
-        for output in range(self.n_out):
-            line = ("solid", "dashed", "dotted", "dashdot")[output % 4]
-            target = np.asarray(patterns.targets[:, example, output])
-            bottom.plot(times, target, linestyle=line, label=f"output {output}")
-        bottom.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-        bottom.set(ylabel="target", xlabel="time (ms)", ylim=(-1.1, 1.1))
-        if self.n_out > 1:
-            above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
-            bottom.legend(**above, frameon=False, ncols=min(self.n_out, 4))
-        for axes in (top, bottom):
-            axes.spines[["top", "right"]].set_visible(False)
-        return figure
+def plot_patterns(
+    patterns: Patterns, example: int, title: str, dt: float
+) -> "matplotlib.figure.Figure":
+    """Draws one example: the input raster, and each output's target below it, against ms."""
+    from matplotlib.figure import Figure
+
+    check_example(example, patterns.inputs.shape[1])
+    inputs = np.asarray(patterns.inputs[:, example])
+    targets = np.asarray(patterns.targets[:, example])
+    (n_steps, n_in), n_out = inputs.shape, targets.shape[1]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    raster(top, inputs, dt, 1.0, "black")
+    top.set(ylabel="input neuron", ylim=(0, n_in + 1), xlim=(0, n_steps * dt))
+    top.set_title(title, loc="left")
+
+    times = np.arange(n_steps) * dt
+    for output, target in enumerate(targets.T):
+        line = ("solid", "dashed", "dotted", "dashdot")[output % 4]
+        bottom.plot(times, target, linestyle=line, label=f"output {output}")
+    bottom.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    bottom.set(ylabel="target", xlabel="time (ms)", ylim=(-1.1, 1.1))
+    if n_out > 1:
+        above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
+        bottom.legend(**above, frameon=False, ncols=min(n_out, 4))
+    for axes in (top, bottom):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
