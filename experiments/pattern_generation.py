@@ -65,7 +65,7 @@ PRESETS = {
             n_alif=200,
             tau_out=50.0,
             optimizer="adam",
-            learning_rate=2e-3,
+            learning_rate=5e-3,
             rate_target_hz=20.0,
             rate_penalty=150.0,
         ),
