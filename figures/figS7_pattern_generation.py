@@ -1,9 +1,9 @@
 """The figure of pattern generation: spikes, the curve before and after training, and the losses.
 
-python -m figures.figS7_pattern_generation                                # all learners there are
-python -m figures.figS7_pattern_generation results/lemniscate/*           # of these runs
+python -m figures.figS7_pattern_generation                        # all finished runs of the default
+python -m figures.figS7_pattern_generation results/lemniscate/*/  # these runs
 
-Spikes and curves are of the first seed of the first run. Runs must be of one setting.
+Spikes and curves are of the first seed, by random feedback if it is among the runs.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from eprop.files import differences, read_rows
 from figures import plotting
@@ -65,7 +65,7 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
     return path
 
 
-def _spikes(figure, run: Run) -> None:
+def _spikes(figure: SubFigure, run: Run) -> None:
     dt = run.setting["task"]["dt"]
     inputs, neurons = figure.subplots(1, 2, sharex=True)
     plotting.raster(inputs, run.trial["inputs"], dt)
@@ -78,7 +78,7 @@ def _spikes(figure, run: Run) -> None:
         axes.set_xlabel("time (ms)")
 
 
-def _curves(figure, run: Run) -> None:
+def _curves(figure: SubFigure, run: Run) -> None:
     """Target and output: against time, or in the plane if there are two."""
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     name = plotting.NAMES[run.learner]
@@ -88,6 +88,7 @@ def _curves(figure, run: Run) -> None:
         curves = {"target": run.trial["targets"], "output": run.trial[f"outputs_{when}"]}
         (_plane if in_plane else _in_time)(axes, curves, run)
         axes.set_title(title)
+        axes.label_outer()
     panels[0].legend(loc="best", handlelength=2.5)
 
 
@@ -119,24 +120,25 @@ def _losses(axes: Axes, runs: Sequence[Run]) -> None:
     for run in runs:
         iterations = np.arange(1, run.errors.shape[1] + 1)
         plotting.learning_curve(axes, iterations, run.errors, run.learner)
-    n_seeds = sorted({len(run.errors) for run in runs})
-    seeds = f"{'–'.join(map(str, n_seeds))} seed{'s' if n_seeds[-1] > 1 else ''}"
     axes.set(
-        title=f"e   Learning: mean and range of {seeds}",
+        title=f"e   Learning: {plotting.mean_of(min(len(run.errors) for run in runs))}",
         xlabel="iteration",
         ylabel=r"$\frac{1}{2}\,\Sigma_{t,k}\,(y_{t,k} - y^*_{t,k})^2$",
         yscale="log",
-        xlim=(1, None),
+        xlim=(0, max(run.errors.shape[1] for run in runs)),
     )
     axes.legend(loc="upper right", ncols=2, handlelength=3.5)
 
 
-if __name__ == "__main__":
-    given = [Path(argument) for argument in sys.argv[1:]]
-    folders = [x for x in given or sorted(RESULTS.iterdir()) if (x / "summary.json").exists()]
+def main(arguments: Sequence[str]) -> None:
+    folders = [Path(argument) for argument in arguments]
+    folders = folders or [path.parent for path in sorted(RESULTS.glob("*/summary.json"))]
     if not folders:
         raise SystemExit(
-            f"no finished run in {', '.join(map(str, given)) or RESULTS}: "
-            f"make one with python -m experiments.pattern_generation"
+            f"no finished run in {RESULTS}: make one with python -m experiments.pattern_generation"
         )
     print(draw(folders, folders[0].parent / "figS7.png"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -131,6 +131,11 @@ def learning_curve(
     axes.plot(iterations, values, **arguments)
 
 
+def mean_of(n_seeds: int) -> str:
+    """What `learning_curve` shows, in words."""
+    return "one seed" if n_seeds == 1 else f"mean and range of {n_seeds} seeds"
+
+
 def colour_map(
     axes: Axes, values: np.ndarray, dt: float, label: str, limit: float | None = None
 ) -> Colorbar:

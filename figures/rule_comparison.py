@@ -33,13 +33,13 @@ def draw(folder: Path) -> Path:
         above, below = figure.subfigures(2, 1, squeeze=False).flat
         losses = above.subplots()
         _losses(losses, metrics)
-        of = f"mean and range of {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-        losses.set_title(f"a   Learning: {of}")
+        losses.set_title(f"a   Learning: {plotting.mean_of(len(seeds))}")
         panels = below.subplots(1, 2, sharey=True)
         for axes, letter, (weights, symbol) in zip(panels, "bc", SYMBOLS.items(), strict=True):
             _angles(axes, weights, metrics, learners)
             axes.set_title(f"{letter}   {symbol}: each rule's gradient and BPTT's at its weights")
         panels[0].set_ylabel("angle (degrees)")
+        panels[0].set_ylim(0, None)
         path = folder / "figure.png"
         plotting.save(figure, path)
     return path
@@ -53,7 +53,7 @@ def _losses(axes: Axes, metrics: dict[str, Rows]) -> None:
         xlabel="iteration",
         ylabel=r"$\frac{1}{2}\,\Sigma_{t,k}\,(y_{t,k} - y^*_{t,k})^2$",
         yscale="log",
-        xlim=(0, None),
+        xlim=(0, len(metrics["bptt"][0])),
     )
     axes.legend(loc="upper right", ncols=2, handlelength=4)
 
@@ -73,7 +73,7 @@ def _angles(
         values = np.concatenate([before[:, None], during], axis=1)
         plotting.learning_curve(axes, np.array(iterations), values, learner)
     plotting.threshold(axes, 90, "orthogonal")
-    axes.set(xlabel="iteration", xlim=(0, None), ylim=(0, None))
+    axes.set(xlabel="iteration", xlim=(0, len(metrics["bptt"][0])))
 
 
 if __name__ == "__main__":
