@@ -147,7 +147,7 @@ def train(
     setting: Setting,
     learner: str,
     seed: int,
-    folder: Path,
+    folder: Path | None,
     config: Any,
     progress: bool,
     evaluate: Callable[[eprop.TrainState, int], dict[str, Any]] | None = None,

@@ -65,25 +65,21 @@ def angles(kind: str, a: eprop.Network, b: eprop.Network) -> dict[str, Array]:
     return {f"{kind}.{name}": angle(getattr(a, name), getattr(b, name)) for name in WEIGHTS}
 
 
-def make_comparison(
-    setting: Setting, seed: int
-) -> Callable[[eprop.TrainState, int], dict[str, Array]]:
-    """What `eprop.fit` is to evaluate: angles at the weights of a state, and the control's."""
-    loss, data = patterns.make_loss(setting), patterns.make_data(setting, seed)
-
-    def gradient(rule: eprop.AbstractRule, network: eprop.Network) -> eprop.Network:
-        gradients, _ = eprop.grad(loss, rule, has_aux=True)(network, *data)
-        return gradients
+def make_comparison(setting: Setting) -> Callable[[eprop.TrainState, Any], dict[str, Array]]:
+    """Angles at the weights of a state, of its own rule's gradient and of the control's."""
+    loss = patterns.make_loss(setting)
 
     @eqx.filter_jit
-    def compare(state: eprop.TrainState) -> dict[str, Array]:
-        mine = gradient(state.rule, state.network)
-        bptt = gradient(eprop.BPTT(), state.network)
-        symmetric = gradient(eprop.EProp(), state.network)
-        autodiff = gradient(eprop.BPTT(stop_z_gradients=True), state.network)
+    def compare(state: eprop.TrainState, data: Any) -> dict[str, Array]:
+        def gradient(rule: eprop.AbstractRule) -> eprop.Network:
+            gradients, _ = eprop.grad(loss, rule, has_aux=True)(state.network, *data)
+            return gradients
+
+        mine, bptt = gradient(state.rule), gradient(eprop.BPTT())
+        symmetric, autodiff = gradient(eprop.EProp()), gradient(eprop.BPTT(stop_z_gradients=True))
         return angles("angle", mine, bptt) | angles("control", symmetric, autodiff)
 
-    return lambda state, iteration: compare(state)
+    return compare
 
 
 def run(config: Config, progress: bool = True) -> dict[str, Any]:
@@ -92,11 +88,12 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     Returns the summary, as in `summary.json`. All else is in folders by rule and seed beside it.
     """
     folder, setting = RunFolder(config.folder, config), config.setting
-    compare = {seed: make_comparison(setting, seed) for seed in config.seeds}
+    compare = make_comparison(setting)
     learners = {}
     for learner in LEARNERS:
         runs, compared = [], []
         for seed in config.seeds:
+            data = patterns.make_data(setting, seed)
             _, rows = patterns.train(
                 setting,
                 learner,
@@ -104,10 +101,10 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
                 config.folder / learner / f"seed{seed}",
                 config,
                 progress,
-                compare[seed],
+                lambda state, iteration, data=data: compare(state, data),
                 config.compare_every,
             )
-            before = jax.device_get(compare[seed](patterns.init(setting, learner, seed), 0))
+            before = jax.device_get(compare(patterns.init(setting, learner, seed), data))
             later = [row for row in rows if "angle.w_in" in row]
             runs.append(rows)
             compared.append([{name: float(x) for name, x in before.items()}, *later])
