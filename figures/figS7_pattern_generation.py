@@ -4,6 +4,7 @@ python -m figures.figS7_pattern_generation                        # all finished
 python -m figures.figS7_pattern_generation results/lemniscate/*/  # these runs
 
 Spikes and curves are of the first seed, by random feedback if it is among the runs.
+Losses are noisy: they are means over blocks of iterations.
 """
 
 import json
@@ -118,8 +119,8 @@ def _styles(run: Run) -> dict[str, dict[str, Any]]:
 
 def _losses(axes: Axes, runs: Sequence[Run]) -> None:
     for run in runs:
-        iterations = np.arange(1, run.errors.shape[1] + 1)
-        plotting.learning_curve(axes, iterations, run.errors, run.learner)
+        before, errors = plotting.in_blocks(run.errors, 200)
+        plotting.learning_curve(axes, 1 + before, errors, run.learner)
     axes.set(
         title=f"e   Learning: {plotting.mean_of(min(len(run.errors) for run in runs))}",
         xlabel="iteration",

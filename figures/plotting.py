@@ -131,6 +131,14 @@ def learning_curve(
     axes.plot(iterations, values, **arguments)
 
 
+def in_blocks(values: np.ndarray, at_most: int) -> tuple[np.ndarray, np.ndarray]:
+    """What is noisy, `[seed, index]`, as means of so many blocks, and the middles of these."""
+    n = values.shape[1]
+    blocks = np.array_split(np.arange(n), min(n, at_most))
+    means = np.stack([values[:, block].mean(axis=1) for block in blocks], axis=1)
+    return np.array([block.mean() for block in blocks]), means
+
+
 def mean_of(n_seeds: int) -> str:
     """What `learning_curve` shows, in words."""
     return "one seed" if n_seeds == 1 else f"mean and range of {n_seeds} seeds"

@@ -1,5 +1,7 @@
 """The figure of a comparison of rules: losses, and angles between each rule's gradient and BPTT's.
 
+Losses are means over blocks of iterations, and angles of comparisons: both are noisy.
+
 python -m figures.rule_comparison results/rule_comparison/default
 """
 
@@ -16,6 +18,8 @@ from eprop.files import read_rows
 from figures import plotting
 
 SYMBOLS = {"w_in": r"$W^\mathrm{in}$", "w_rec": r"$W^\mathrm{rec}$"}
+BROAD = {"bptt_stop_z": {"linewidth": 3.0, "linestyle": (0, (2, 0.7))}}
+"""Under the line of symmetric e-prop, which is the same until rounding has grown."""
 Rows = list[list[dict[str, Any]]]
 """The metrics of each seed."""
 
@@ -48,7 +52,8 @@ def draw(folder: Path) -> Path:
 def _losses(axes: Axes, metrics: dict[str, Rows]) -> None:
     for learner, runs in metrics.items():
         errors = np.array([[row["squared_error"] for row in rows] for rows in runs])
-        plotting.learning_curve(axes, np.arange(1, errors.shape[1] + 1), errors, learner)
+        before, errors = plotting.in_blocks(errors, 200)
+        plotting.learning_curve(axes, 1 + before, errors, learner, **BROAD.get(learner, {}))
     axes.set(
         xlabel="iteration",
         ylabel=r"$\frac{1}{2}\,\Sigma_{t,k}\,(y_{t,k} - y^*_{t,k})^2$",
@@ -67,13 +72,19 @@ def _angles(
         if learner == "bptt":
             continue
         compared = [[row for row in rows if name in row] for rows in runs]
-        iterations = [0, *(row["iteration"] for row in compared[0])]
+        iterations = np.array([[row["iteration"] for row in compared[0]]])
         before = np.array(learners[learner]["angle_before"][weights])
         during = np.array([[row[name] for row in rows] for rows in compared])
-        values = np.concatenate([before[:, None], during], axis=1)
-        plotting.learning_curve(axes, np.array(iterations), values, learner)
-    plotting.threshold(axes, 90, "orthogonal")
-    axes.set(xlabel="iteration", xlim=(0, len(metrics["bptt"][0])))
+        middles, means = (plotting.in_blocks(x, 20)[1] for x in (iterations, during))
+        plotting.learning_curve(
+            axes,
+            np.append(0.0, middles),
+            np.concatenate([before[:, None], means], axis=1),
+            learner,
+            **BROAD.get(learner, {}),
+        )
+    plotting.threshold(axes, 90)
+    axes.set(yticks=(0, 30, 60, 90), xlabel="iteration", xlim=(0, len(metrics["bptt"][0])))
 
 
 if __name__ == "__main__":

@@ -148,6 +148,13 @@ class TestPlotting:
         np.testing.assert_array_equal(np.ma.getmask(shown), np.eye(4, dtype=bool))
         assert image.get_clim() == (-14, 14)
 
+    def test_blocks(self):
+        values = np.array([[0.0, 1.0, 2.0, 3.0, 10.0], [5.0, 5.0, 5.0, 6.0, 6.0]])
+        middles, means = plotting.in_blocks(values, 2)
+        assert middles.tolist() == [1, 3.5] and means.tolist() == [[1, 6.5], [5, 6]]
+        middles, means = plotting.in_blocks(values, 100)
+        assert middles.tolist() == [0, 1, 2, 3, 4] and np.array_equal(means, values)
+
     def test_panels_share_their_time(self):
         """A spike, a line's point and an image's column of one step lie above each other."""
         dt, step, values = 0.5, 7, np.zeros((10, 3))

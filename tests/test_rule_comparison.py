@@ -1,0 +1,115 @@
+"""The comparison of rules, on a pattern of a few steps."""
+
+import dataclasses
+import functools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_experiments import assert_drawn, assert_options, help_of
+from test_pattern_generation import SETTING
+
+import eprop
+from eprop.files import read_rows
+from experiments import patterns
+from experiments import rule_comparison as experiment
+from figures import rule_comparison as figure
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+SMALL = experiment.Config(setting=SETTING, seeds=(0, 3), compare_every=2)
+
+
+def metrics_of(config):
+    """All rows, without the time that each took."""
+    paths = sorted(config.folder.glob("*/*/metrics.jsonl"))
+    return {
+        path.parent.relative_to(config.folder): [
+            {name: x for name, x in row.items() if name != "seconds"} for row in read_rows(path)
+        ]
+        for path in paths
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, compile_quickly):
+    """The configuration and the summary of a run."""
+    config = dataclasses.replace(SMALL, results=tmp_path_factory.mktemp("results"))
+    return config, experiment.run(config, progress=False)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 1e-9, 1.0, 90.0, 179.0, 180.0])
+def test_angle(degrees):
+    a = 7.0 * jnp.array([[1.0], [0.0]])
+    b = jnp.array([[math.cos(math.radians(degrees))], [math.sin(math.radians(degrees))]])
+    assert float(experiment.angle(a, b)) == pytest.approx(degrees, rel=1e-6)
+
+
+def test_every_rule_is_compared_with_bptt(whole):
+    config, summary = whole
+    assert set(summary["learners"]) == set(patterns.LEARNERS)
+    for learner, found in summary["learners"].items():
+        for when in ("angle_before", "angle_median"):
+            values = np.array([found[when][w] for w in experiment.WEIGHTS])
+            assert values.shape == (2, 2)
+            assert (values == 0).all() if learner == "bptt" else (values > 1).all()
+    rows = metrics_of(config)
+    assert len(rows) == 10
+    for of_run in rows.values():
+        assert ["angle.w_in" in row for row in of_run] == [False, True, False, True, False]
+        assert all(row["rate_hz"] > 10 for row in of_run)
+
+
+def test_all_rules_start_from_the_same_weights(whole):
+    _, summary = whole
+    errors = [found["squared_error"] for found in summary["learners"].values()]
+    assert all(error["1"] == errors[0]["1"] for error in errors)
+    assert errors[0]["5"] not in [error["5"] for error in errors[1:]]
+
+
+def test_the_control(whole):
+    """Symmetric e-prop is e-prop by autodiff, and random feedback is not."""
+    _, summary = whole
+    assert max(found["control_largest"] for found in summary["learners"].values()) < 1e-9
+    data, loss = patterns.make_data(SETTING, 0), patterns.make_loss(SETTING)
+
+    def gradient(learner):
+        rule = patterns.make_rule(SETTING, learner, 0)
+        return eprop.grad(loss, rule, has_aux=True)(patterns.make_network(SETTING, 0), *data)[0]
+
+    found = experiment.angles("angle", gradient("random"), gradient("bptt_stop_z"))
+    assert min(found.values()) > 1
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(whole, tmp_path, monkeypatch):
+    config, summary = whole
+    torn = dataclasses.replace(config, results=tmp_path)
+    seen = []
+
+    def interrupt(iteration, state, row):
+        seen.append(iteration)
+        if len(seen) == 13:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(eprop, "fit", functools.partial(eprop.fit, callbacks=[interrupt]))
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(torn, progress=False)
+    assert seen[-3:] == [1, 2, 3] and len(metrics_of(torn)) == 3
+    after = experiment.run(torn, progress=False)
+    assert metrics_of(torn) == metrics_of(config)
+    for learner, found in after["learners"].items():
+        expected = summary["learners"][learner]
+        assert all(found[name] == expected[name] for name in found if name != "seconds")
+
+
+def test_figure(whole):
+    config, _ = whole
+    assert_drawn(figure.draw(config.folder))
+
+
+def test_help_names_every_option():
+    text = help_of("rule_comparison")
+    assert_options(text, patterns.Setting)
+    assert all(option in text for option in ("--seeds", "--compare-every", "--results", "--run"))
