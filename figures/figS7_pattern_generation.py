@@ -90,7 +90,7 @@ def _curves(figure: SubFigure, run: Run) -> None:
         (_plane if in_plane else _in_time)(axes, curves, run)
         axes.set_title(title)
         axes.label_outer()
-    panels[0].legend(loc="best", handlelength=2.5)
+    panels[0].legend(loc="best", handlelength=1.5)
 
 
 def _in_time(axes: Axes, curves: dict[str, np.ndarray], run: Run) -> None:
