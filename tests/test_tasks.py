@@ -4,6 +4,7 @@ A measured count of n independent draws of probability p may be 5 standard devia
 5 sqrt(n p (1 - p)), from n p: keys are fixed, and a fresh key would fail once in two million.
 """
 
+import itertools
 import math
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.patches import StepPatch
 
-from eprop.tasks import EvidenceAccumulation, Lemniscate, PatternGeneration
+from eprop.tasks import EvidenceAccumulation, Lemniscate, PatternGeneration, SwitchingPatterns
 from eprop.tasks.pattern_generation import spikes
 
 KEY = jax.random.key(20)
@@ -272,3 +273,22 @@ def test_plot_of_evidence():
         values, edges, _ = stairs.get_data()
         np.testing.assert_array_equal(values[1:], np.cumsum(np.where(cues == 1, 1, -1)))
         np.testing.assert_array_equal(edges[1:-1], 50 + 150 * np.arange(7))
+
+
+def test_switching_patterns():
+    task = SwitchingPatterns(PatternGeneration(n_in=5, duration_ms=200.0, periods_ms=(100.0,)), 3)
+    stream = [jax.tree.map(np.asarray, task.sample(KEY, i, 2)) for i in range(7)]
+    assert task.phase_ms == 600.0
+    first = task.pattern.sample(KEY, 2)
+    for i, (inputs, targets) in enumerate(stream):
+        np.testing.assert_array_equal(inputs, first.inputs)
+        np.testing.assert_array_equal(targets, stream[i // 3 * 3].targets)
+    curves = [stream[i].targets for i in (0, 3, 6)]
+    assert all(np.abs(a - b).max() > 0.1 for a, b in itertools.combinations(curves, 2))
+    jitted = jax.jit(lambda i: task.sample(KEY, i, 2))(jnp.asarray(4))
+    assert_same(jitted.inputs, first.inputs)
+    np.testing.assert_allclose(jitted.targets, stream[4].targets, atol=1e-5)
+    other = task.sample(jax.random.key(21), 0, 2)
+    assert not np.array_equal(other.inputs, first.inputs)
+    with pytest.raises(ValueError, match="repetitions=0.*at least 1"):
+        SwitchingPatterns(repetitions=0)

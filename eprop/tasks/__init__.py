@@ -7,5 +7,13 @@ reference implementation's. `sample` works under `jax.jit` and `jax.vmap`; `plot
 from .evidence_accumulation import EvidenceAccumulation, Trials
 from .lemniscate import Lemniscate
 from .pattern_generation import PatternGeneration, Patterns
+from .switching_patterns import SwitchingPatterns
 
-__all__ = ["EvidenceAccumulation", "Lemniscate", "PatternGeneration", "Patterns", "Trials"]
+__all__ = [
+    "EvidenceAccumulation",
+    "Lemniscate",
+    "PatternGeneration",
+    "Patterns",
+    "SwitchingPatterns",
+    "Trials",
+]
