@@ -290,5 +290,5 @@ def test_switching_patterns():
     np.testing.assert_allclose(jitted.targets, stream[4].targets, atol=1e-5)
     other = task.sample(jax.random.key(21), 0, 2)
     assert not np.array_equal(other.inputs, first.inputs)
-    with pytest.raises(ValueError, match="repetitions=0.*at least 1"):
+    with pytest.raises(ValueError, match=r"repetitions=0.*at least 1"):
         SwitchingPatterns(repetitions=0)
