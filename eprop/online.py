@@ -56,6 +56,14 @@ class Info(NamedTuple):
     """Root of the summed squares of the eligibility vectors of each hidden variable, at the end."""
 
 
+class Learned(NamedTuple):
+    """What comes of some steps, or whether each leaf of it is finite."""
+
+    loss: Array
+    gradient: Any
+    network: Any
+
+
 class OnlineLearner(eqx.Module):
     """A network that learns by e-prop from a stream, and never looks back.
 
@@ -213,9 +221,9 @@ class OnlineLearner(eqx.Module):
         return state._replace(network=network), (inputs, targets, done)
 
     def _settled(
-        self, before: LearnerState, result: tuple[LearnerState, Info, Any]
+        self, before: LearnerState, result: tuple[LearnerState, Info, Learned]
     ) -> tuple[LearnerState, Info]:
-        """The new state and info; `FloatingPointError` if loss or gradient were not finite."""
+        """The new state and info; `FloatingPointError` if what was learned is not finite."""
         state, info, finite = result
         flags = jax.tree_util.tree_leaves_with_path(finite)
         if any(isinstance(x, jax.core.Tracer) for _, x in flags):
@@ -223,7 +231,7 @@ class OnlineLearner(eqx.Module):
         failed = {path: np.flatnonzero(~np.atleast_1d(x)) for path, x in flags if not np.all(x)}
         if failed:
             path, updates = min(failed.items(), key=lambda item: item[1][0])
-            n_steps = self.update_every if np.ndim(finite["loss"]) else 1
+            n_steps = self.update_every if np.ndim(finite.loss) else 1
             raise FloatingPointError(
                 f"{jax.tree_util.keystr(path, simple=True, separator='.')} is NaN or infinite at "
                 f"step {int(before.n_steps) + (updates[0] + 1) * n_steps}; the state from before "
@@ -233,17 +241,21 @@ class OnlineLearner(eqx.Module):
 
 
 @eqx.filter_jit
-def _step(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info, Any]:
+def _step(
+    learner: OnlineLearner, state: LearnerState, now: Any
+) -> tuple[LearnerState, Info, Learned]:
     state, info = _observe(learner, state, now)
-    finite = _finite(learner, state, info.loss)
     is_due = state.since_update == learner.update_every
-    state, _ = _cond(is_due, lambda x: (_update(learner, x), None), lambda x: (x, None), state)
+    after, _ = _cond(is_due, lambda x: (_update(learner, x), None), lambda x: (x, None), state)
     by_step = (info.outputs[0], info.learning_signals[0])
-    return state, Info(*by_step, info.loss, info.rates, _norms(state)), finite
+    info = Info(*by_step, info.loss, info.rates, _norms(after))
+    return after, info, _finite(learner, info.loss, state, after)
 
 
 @eqx.filter_jit
-def _run(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info, Any]:
+def _run(
+    learner: OnlineLearner, state: LearnerState, now: Any
+) -> tuple[LearnerState, Info, Learned]:
     window = min(learner.rule.window or learner.update_every, learner.update_every)
 
     def cut(tree, length):
@@ -252,8 +264,8 @@ def _run(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[Learner
     def one_update(state, now):
         state, info = _scan(functools.partial(_observe, learner), state, cut(now, window))
         info = info._replace(loss=info.loss.sum())
-        finite = _finite(learner, state, info.loss)
-        return _update(learner, state), (info, finite)
+        after = _update(learner, state)
+        return after, (info, _finite(learner, info.loss, state, after))
 
     state, (info, finite) = _scan(one_update, state, cut(now, learner.update_every))
     outputs, signals = (x.reshape(-1, *x.shape[3:]) for x in (info.outputs, info.learning_signals))
@@ -341,11 +353,13 @@ def _norms(state: LearnerState) -> list[Array]:
     return [jnp.sqrt(jnp.sum(x**2) * (n // x.shape[-1])) for x in vectors]
 
 
-def _finite(learner: OnlineLearner, state: LearnerState, loss: Array) -> dict[str, Any]:
-    """Whether the loss, and the gradient of each weight, is a number."""
-    part = learner._part(state.network)
-    gradients = as_network(state.network, part, state.gradients)
-    learned = {"loss": loss, "gradient": eqx.filter(gradients, eqx.is_inexact_array)}
+def _finite(
+    learner: OnlineLearner, loss: Array, before: LearnerState, after: LearnerState
+) -> Learned:
+    """Whether all that comes of some steps is finite, by the states around the update."""
+    part = learner._part(before.network)
+    gradients = as_network(before.network, part, before.gradients)
+    learned = Learned(loss, gradients, learner._part(after.network))
     return jax.tree.map(lambda x: jnp.isfinite(x).all(), learned)
 
 
