@@ -1,0 +1,228 @@
+"""Bad input of an online learner: each a clear error, after which all is as it was."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import eprop
+from eprop import checkpoints
+from tests.cases import Options, TrainableLIF, make_case
+from tests.errors import assert_raises, check
+
+pytestmark = pytest.mark.usefixtures("compile_quickly", "as_a_user_has_it")
+
+T, BATCH = 12, 2
+CASE = make_case("ALIF", Options(n_steps=T, batch=BATCH))
+INPUTS, TARGETS = CASE.inputs.astype(float), CASE.targets["outputs"]
+NAN_IN, NAN_OUT = INPUTS.copy(), TARGETS.copy()
+NAN_IN[7, 0, 1] = NAN_OUT[6, 1, 0] = np.nan
+
+
+def loss(trajectory, targets):
+    return 0.5 * jnp.square(trajectory.outputs - targets).sum()
+
+
+def learner_of(network=CASE.network, optimizer=None, **changes):
+    optimizer = optax.sgd(1e-3) if optimizer is None else optimizer
+    options = {"rule": eprop.EProp(window=2), "update_every": 4} | changes
+    return eprop.OnlineLearner(network, loss, optimizer=optimizer, **options)
+
+
+def other_network(n_rec, n_in=3):
+    options = Options(n_in=n_in, n_rec=n_rec, n_steps=T, batch=BATCH)
+    return make_case("ALIF", options).network
+
+
+@functools.cache
+def learning():
+    """A learner, and its state after a chunk."""
+    learner = learner_of()
+    return learner, learner.run(learner.init(BATCH), (INPUTS, TARGETS))[0]
+
+
+def bits(tree):
+    return [
+        np.asarray(jax.random.key_data(x) if checkpoints.is_key(x) else x).tobytes()
+        for x in jax.tree.leaves(eqx.filter(tree, eqx.is_array))
+    ]
+
+
+def other_cells():
+    """A network whose neurons have other time constants, all shapes the same."""
+    return eqx.tree_at(lambda net: net.cell, CASE.network, eprop.ALIF(6))
+
+
+BAD_LEARNERS = {
+    "network": ({"network": CASE}, TypeError, ["network", "no Network"]),
+    "BPTT": ({"rule": eprop.BPTT()}, TypeError, ["BPTT", "can't learn online"]),
+    "update_every": ({"update_every": 0}, ValueError, ["update_every = 0", "at least 1"]),
+    "tau_rate": ({"tau_rate": -1.0}, ValueError, ["tau_rate", "-1.0"]),
+    "window": (
+        {"rule": eprop.EProp(window=3)},
+        ValueError,
+        ["update_every = 4", "windows of 3", "divides it"],
+    ),
+    "trainable cell": (
+        {
+            "network": eqx.tree_at(
+                lambda net: net.cell,
+                CASE.network,
+                TrainableLIF(v_th=jnp.full(6, 0.6), v_start=jnp.zeros(6), n=6),
+            )
+        },
+        ValueError,
+        ["cell.v_th", "leave it out of `trainable`"],
+    ),
+}
+
+
+@check(BAD_LEARNERS)
+def test_bad_learner(given, error, parts):
+    assert_raises(lambda: learner_of(**given), error, parts)
+
+
+BAD_CHUNKS = {
+    "no tuple": ([INPUTS, TARGETS], TypeError, ["(inputs, targets)"]),
+    "four": ((INPUTS, TARGETS, None, None), TypeError, ["(inputs, targets, done)"]),
+    "width": ((INPUTS[..., :2], TARGETS), ValueError, ["2 features", "takes 3"]),
+    "axes": ((INPUTS[:, 0], TARGETS), ValueError, ["(12, 3)", "[time, batch, feature]"]),
+    "batch": ((INPUTS[:, :1], TARGETS), ValueError, ["of 1 examples", "learner.init(1)"]),
+    "targets": ((INPUTS, TARGETS[:11]), ValueError, ["targets", "(11, 2, 2)", "axis of 12"]),
+    "length": ((INPUTS[:10], TARGETS[:10]), ValueError, ["10 steps", "update_every = 4", "step"]),
+    "done": (
+        (INPUTS, TARGETS, np.zeros((T, 1), bool)),
+        ValueError,
+        ["done has shape (12, 1)", "(12, 2)"],
+    ),
+    "done of numbers": (
+        (INPUTS, TARGETS, np.zeros((T, BATCH))),
+        ValueError,
+        ["dtype float64", "boolean"],
+    ),
+    "dtype": ((INPUTS.astype(np.float32), TARGETS), TypeError, ["float32", "astype"]),
+    "NaN": ((NAN_IN, TARGETS), ValueError, ["inputs", "(12, 2, 3)", "NaN or infinity"]),
+    "NaN to learn": (
+        (INPUTS, NAN_OUT),
+        FloatingPointError,
+        ["loss", "NaN or infinite at step 20", "as it was"],  # of 12 before, and 8 of these
+    ),
+}
+
+
+@check(BAD_CHUNKS)
+def test_bad_chunk(given, error, parts):
+    """And learning goes on from the same state as if nothing had been."""
+    learner, state = learning()
+    before = bits(state)
+    assert_raises(lambda: learner.run(state, given), error, parts)
+    assert bits(state) == before
+
+
+def test_a_good_chunk_follows():
+    learner, state = learning()
+    assert_raises(lambda: learner.run(state, (INPUTS, NAN_OUT)), FloatingPointError, ["loss"])
+    after, _ = learner.run(state, (INPUTS, TARGETS))
+    assert after.n_steps == 2 * T and bits(after) != bits(state)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(after._replace(key=None)))
+
+
+BAD_STEPS = {
+    "width": ((INPUTS[0, :, :2], TARGETS[0]), ValueError, ["2 features", "takes 3"]),
+    "batch": ((INPUTS[0, :1], TARGETS[0, :1]), ValueError, ["of 1 examples"]),
+    "done": ((INPUTS[0], TARGETS[0], np.array(True)), ValueError, ["done", "boolean"]),
+    "NaN": ((NAN_IN[7], TARGETS[7]), ValueError, ["inputs", "NaN or infinity"]),
+    "NaN to learn": ((INPUTS[6], NAN_OUT[6]), FloatingPointError, ["loss", "at step 13"]),
+}
+
+
+@check(BAD_STEPS)
+def test_bad_step(given, error, parts):
+    learner, state = learning()
+    before = bits(state)
+    assert_raises(lambda: learner.step(state, *given), error, parts)
+    assert bits(state) == before
+
+
+BAD_STATES = {
+    "no state": (lambda: CASE.network, TypeError, ["state", "learner.init(batch)"]),
+    "size": (
+        lambda: learner_of(other_network(6, n_in=4)).init(BATCH),
+        ValueError,
+        ["another network", "network.w_in", "(4, 6)", "(3, 6)"],
+    ),
+    "cell": (
+        lambda: learner_of(other_cells()).init(BATCH),
+        ValueError,
+        ["another network", "structure"],
+    ),
+    "batch": (lambda: learner_of().init(5), ValueError, ["of 2 examples", "is of 5"]),
+    "amid an update": (
+        lambda: learning()[0].step(learning()[1], INPUTS[0], TARGETS[0])[0],
+        ValueError,
+        ["1 steps past its last update", "use step"],
+    ),
+}
+
+
+@check(BAD_STATES)
+def test_bad_state(given, error, parts):
+    state = given()
+    assert_raises(lambda: learning()[0].run(state, (INPUTS, TARGETS)), error, parts)
+
+
+def test_checkpoint_of_another_network(tmp_path):
+    _, state = learning()
+    checkpoints.save(tmp_path / "state", state)
+    other = learner_of(other_network(5)).init(BATCH)
+    assert_raises(
+        lambda: checkpoints.load(tmp_path / "state", other),
+        checkpoints.CheckpointError,
+        ["another state", "network.w_in of shape (3, 6)", "(3, 5)"],
+    )
+
+
+class TestNotFinite:
+    """Not what goes in but what comes out."""
+
+    def learner(self, optimizer):
+        return learner_of(optimizer=optimizer)
+
+    def test_weights_that_an_update_blows_up(self):
+        """Where the loss and its gradient are still numbers."""
+        learner = self.learner(optax.scale_by_schedule(lambda n: jnp.where(n < 1, 0.0, jnp.inf)))
+        state = learner.init(BATCH)
+        before = bits(state)
+        parts = ["network.w_in", "infinite at step 8"]
+        assert_raises(lambda: learner.run(state, (INPUTS, TARGETS)), FloatingPointError, parts)
+        for t in range(7):
+            state, _ = learner.step(state, INPUTS[t], TARGETS[t])
+        assert_raises(lambda: learner.step(state, INPUTS[7], TARGETS[7]), FloatingPointError, parts)
+        assert bits(learner.init(BATCH)) == before
+
+    def test_gradient(self):
+        """Of a loss that is a number itself: √0 has no slope."""
+
+        def at_its_edge(trajectory, targets):
+            return jnp.sqrt(jnp.square(trajectory.outputs - trajectory.outputs)).sum()
+
+        learner = eprop.OnlineLearner(CASE.network, at_its_edge, eprop.EProp(), optax.sgd(1e-3))
+        state = learner.init(BATCH)
+        assert_raises(
+            lambda: learner.step(state, INPUTS[0], TARGETS[0]),
+            FloatingPointError,
+            ["gradient.w_in", "at step 1"],
+        )
+
+
+def test_within_jit_too():
+    """What can only be seen when it runs is an error of the runtime."""
+    learner, state = learning()
+    run = eqx.filter_jit(learner.run)
+    run(state, (INPUTS, TARGETS))
+    with pytest.raises(RuntimeError, match="NaN or infinity"):
+        jax.block_until_ready(run(state, (NAN_IN, TARGETS))[0].network.w_in)
