@@ -56,14 +56,6 @@ class Info(NamedTuple):
     """Root of the summed squares of the eligibility vectors of each hidden variable, at the end."""
 
 
-class Learned(NamedTuple):
-    """What comes of some steps, or whether each leaf of it is finite."""
-
-    loss: Array
-    gradient: Any
-    network: Any
-
-
 class OnlineLearner(eqx.Module):
     """A network that learns by e-prop from a stream, and never looks back.
 
@@ -221,41 +213,39 @@ class OnlineLearner(eqx.Module):
         return state._replace(network=network), (inputs, targets, done)
 
     def _settled(
-        self, before: LearnerState, result: tuple[LearnerState, Info, Learned]
+        self, before: LearnerState, result: tuple[LearnerState, Info]
     ) -> tuple[LearnerState, Info]:
-        """The new state and info; `FloatingPointError` if what was learned is not finite."""
-        state, info, finite = result
-        flags = jax.tree_util.tree_leaves_with_path(finite)
-        if any(isinstance(x, jax.core.Tracer) for _, x in flags):
-            return state, info
-        failed = {path: np.flatnonzero(~np.atleast_1d(x)) for path, x in flags if not np.all(x)}
-        if failed:
-            path, updates = min(failed.items(), key=lambda item: item[1][0])
-            n_steps = self.update_every if np.ndim(finite.loss) else 1
+        """The new state and info; `FloatingPointError` if loss or weights are not finite.
+
+        A weight that is not stays so: a look at the end is enough.
+        """
+        state, info = result
+        learned = {"loss": info.loss, "network": self._part(state.network)}
+        for path, x in jax.tree_util.tree_leaves_with_path(learned):
+            if isinstance(x, jax.core.Tracer) or np.isfinite(x).all():
+                continue
+            n_steps = int(state.n_steps)
+            if x is info.loss and x.ndim:
+                bad = np.flatnonzero(~np.isfinite(x))[0]
+                n_steps = int(before.n_steps) + (bad + 1) * self.update_every
             raise FloatingPointError(
-                f"{jax.tree_util.keystr(path, simple=True, separator='.')} is NaN or infinite at "
-                f"step {int(before.n_steps) + (updates[0] + 1) * n_steps}; the state from before "
-                f"this call is as it was"
+                f"{jax.tree_util.keystr(path, simple=True, separator='.')} is NaN or infinite "
+                f"after step {n_steps}; the state from before this call is as it was"
             )
         return state, info
 
 
 @eqx.filter_jit
-def _step(
-    learner: OnlineLearner, state: LearnerState, now: Any
-) -> tuple[LearnerState, Info, Learned]:
+def _step(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
     state, info = _observe(learner, state, now)
     is_due = state.since_update == learner.update_every
-    after, _ = _cond(is_due, lambda x: (_update(learner, x), None), lambda x: (x, None), state)
+    state, _ = _cond(is_due, lambda x: (_update(learner, x), None), lambda x: (x, None), state)
     by_step = (info.outputs[0], info.learning_signals[0])
-    info = Info(*by_step, info.loss, info.rates, _norms(after))
-    return after, info, _finite(learner, info.loss, state, after)
+    return state, Info(*by_step, info.loss, info.rates, _norms(state))
 
 
 @eqx.filter_jit
-def _run(
-    learner: OnlineLearner, state: LearnerState, now: Any
-) -> tuple[LearnerState, Info, Learned]:
+def _run(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
     window = min(learner.rule.window or learner.update_every, learner.update_every)
 
     def cut(tree, length):
@@ -263,13 +253,11 @@ def _run(
 
     def one_update(state, now):
         state, info = _scan(functools.partial(_observe, learner), state, cut(now, window))
-        info = info._replace(loss=info.loss.sum())
-        after = _update(learner, state)
-        return after, (info, _finite(learner, info.loss, state, after))
+        return _update(learner, state), info._replace(loss=info.loss.sum())
 
-    state, (info, finite) = _scan(one_update, state, cut(now, learner.update_every))
+    state, info = _scan(one_update, state, cut(now, learner.update_every))
     outputs, signals = (x.reshape(-1, *x.shape[3:]) for x in (info.outputs, info.learning_signals))
-    return state, Info(outputs, signals, info.loss, state.rates.rates, _norms(state)), finite
+    return state, Info(outputs, signals, info.loss, state.rates.rates, _norms(state))
 
 
 def _observe(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
@@ -351,16 +339,6 @@ def _norms(state: LearnerState) -> list[Array]:
     n = state.network.cell.n
     vectors = state.carry.synapses.vectors
     return [jnp.sqrt(jnp.sum(x**2) * (n // x.shape[-1])) for x in vectors]
-
-
-def _finite(
-    learner: OnlineLearner, loss: Array, before: LearnerState, after: LearnerState
-) -> Learned:
-    """Whether all that comes of some steps is finite, by the states around the update."""
-    part = learner._part(before.network)
-    gradients = as_network(before.network, part, before.gradients)
-    learned = Learned(loss, gradients, learner._part(after.network))
-    return jax.tree.map(lambda x: jnp.isfinite(x).all(), learned)
 
 
 def _scan(
