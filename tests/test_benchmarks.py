@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from experiments import benchmarks
 from experiments.benchmarks import (
     gradient_cost,
     neuron_step,
+    online_steps,
     peers,
     scaling,
     spike_storage,
@@ -372,6 +374,75 @@ class TestStreamMemory:
         text = help_of("benchmarks.stream_memory")
         assert "process" in text
         assert_options(text, stream_memory.Config)
+
+
+class TestOnlineSteps:
+    def test_runs(self, tmp_path, monkeypatch):
+        """How fast and in how much memory, says nothing here; that three ways agree, does."""
+        monkeypatch.setitem(online_steps.BOUNDS, "growth", 1.0)
+        monkeypatch.setitem(online_steps.BOUNDS, "speed-up", 0.0)
+        sizes = "--n 10 --n-in 20 --update-every 1 10 --chunk 1000 --marks 1000 2000"
+        few = ["--loop-steps", "200", "--rounds", "1", "--run", "a"]
+        assert online_steps.main([*sizes.split(), *few, "--results", str(tmp_path)]) == 0
+        metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+        assert metrics["jax"] == jax.__version__ and metrics["check"]["passed"]
+        labels = [online_steps.RUN, online_steps.STEP, online_steps.PLAIN]
+        for row in metrics["speeds"]:
+            assert list(row["programs"]) == labels and row["difference"] < 1e-4 < row["moved"]
+            assert all(x["steps_per_second"] > 1 for x in row["programs"].values())
+        for rows in (metrics["memory"], metrics["drift"]):
+            assert [row["n_steps"] for row in rows] == [1000, 2000]
+        assert all(2**26 < row["now"] <= row["peak"] for row in metrics["memory"])
+        for row in metrics["drift"]:
+            assert row["dtypes"] == ["float32", "float64"] and 0 < row["difference"] < 1e-4
+
+    def test_bound_of_rounding(self):
+        """2000 ms of adaptation at 1 ms, each step rounded to 24 bits."""
+        network = eprop.Network(eprop.ALIF(3), n_in=2, n_out=1, key=jax.random.key(0))
+        assert online_steps.rounding_bound(network) == 2000 * 2**-24
+
+    GOOD: ClassVar = {
+        "growth": 1.005,
+        "compilations": 2,
+        "drift": 1e-6,
+        "speed_up": 6.0,
+        "difference": 1e-6,
+        "moved": 1.0,
+    }
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("growth", 1.02),
+            ("compilations", 3),
+            ("drift", 2e-4),
+            ("drift", 0.0),
+            ("drift", np.nan),
+            ("speed_up", 4.0),
+            ("difference", 1e-3),
+            ("moved", 0.0),
+        ],
+    )
+    def test_check(self, name, value):
+        def verdict(found):
+            speeds = [{key: found[key] for key in ("speed_up", "difference", "moved")}]
+            memory = [
+                {"now": 1000, "compilations": 2},
+                {"now": 1000 * found["growth"], "compilations": found["compilations"]},
+            ]
+            drifts = [{"difference": 1e-7}, {"difference": found["drift"]}]
+            return online_steps.check(speeds, memory, drifts, rounding=1e-4)["passed"]
+
+        assert verdict(self.GOOD) and not verdict(self.GOOD | {name: value})
+
+    def test_marks_are_whole_chunks(self):
+        with pytest.raises(ValueError, match=r"\[5000\].*chunk's 2000"):
+            online_steps.Config(marks=(4000, 5000))
+
+    def test_help(self):
+        text = help_of("benchmarks.online_steps")
+        assert "float64" in text
+        assert_options(text, online_steps.Config)
 
 
 class TestScaling:
