@@ -21,6 +21,7 @@ from tests.comparison import (
     assert_trees_close,
     relative_error,
 )
+from tests.test_delays import with_delays
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -131,7 +132,7 @@ def learner_of(name):
 
 
 @given(name=st.sampled_from(list(LEARNERS)), seed=st.integers(0, 2**16), ends=st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_run_is_repeated_steps(name, seed, ends):
     """Weights, traces, rates and optimiser, whatever the window and whoever ends when."""
     case, learner = learner_of(name)
@@ -173,9 +174,9 @@ class TestResets:
 
     @staticmethod
     @functools.cache
-    def alone(cell):
+    def alone(cell, delays=(0, 0)):
         """The gradient summed over the examples, each run from rest, by autodiff."""
-        case = make_case(cell, OPTIONS)._replace(loss=squared_error)
+        case = with_delays(make_case(cell, OPTIONS)._replace(loss=squared_error), *delays)
         total = jax.tree.map(jnp.zeros_like, case.network)
         for b, ends in enumerate(TestResets.ENDS):
             bounds = [0, *(end + 1 for end in ends), T]
@@ -213,6 +214,14 @@ class TestResets:
         case, expected = self.alone(cell)
         actual = self.gradient(case, window, self.done)
         assert_trees_close(actual, expected, 1e-10, "gradient of ")
+
+    @pytest.mark.parametrize("window", [1, 4])
+    def test_what_is_under_way_is_lost(self, window):
+        """With delays of some steps, spikes that an example sent reach no other."""
+        case, expected = self.alone("ALIF", delays=(2, 1))
+        actual = self.gradient(case, window, self.done)
+        assert_trees_close(actual, expected, 1e-10, "gradient of ")
+        assert relative_error(self.alone("ALIF")[1].w_rec, expected.w_rec) > 0.01
 
     def test_steps(self):
         case, expected = self.alone("ALIF")

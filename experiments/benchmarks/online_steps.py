@@ -214,7 +214,7 @@ def drift(config: Config) -> Iterator[dict[str, Any]]:
     ) -> tuple[tuple[NetworkState, SynapticTraces, SynapticTraces], None]:
         start, single, double = state
         end, run, currents = network.unroll(start, x_t[None], stop_z_gradients=True)
-        pre = network.presynaptic(x_t[None], start.spikes, run.spikes)[0]
+        pre = network.presynaptic(x_t[None], start, run.spikes)[0]
         jacobians = network.cell.jacobians(start.cell, currents[0], start.spikes)
         constants = network.kappa, network.readout_gain
         single, _ = step_traces(single, jacobians, pre, *constants)
