@@ -1,7 +1,16 @@
 """E-prop for recurrent spiking networks: exact, online, and faster than BPTT."""
 
 from . import checkpoints, losses
-from .cells import ALIF, LIF, AbstractCell, ALIFState, Jacobians, LIFState
+from .cells import (
+    ALIF,
+    LIF,
+    AbstractCell,
+    ALIFState,
+    CurrentLIF,
+    CurrentLIFState,
+    Jacobians,
+    LIFState,
+)
 from .delays import ConcatenatedBuffer, RotatingBuffer
 from .feedback import AbstractFeedback, AdaptiveFeedback, RandomFeedback, SymmetricFeedback
 from .learning_signals import LearningSignals, learning_signals, total_derivative
@@ -26,6 +35,8 @@ __all__ = [
     "AdaptiveFeedback",
     "Arctan",
     "ConcatenatedBuffer",
+    "CurrentLIF",
+    "CurrentLIFState",
     "EProp",
     "EligibilityTraces",
     "Exponential",

@@ -103,6 +103,19 @@ def alif(n, o, draw):
     )
 
 
+def current_lif(n, o, draw):
+    return eprop.CurrentLIF(
+        n,
+        tau_v=draw(5, 30),
+        v_th=draw(0.5, 0.8),
+        n_refractory=_fewer_for_some(o.n_refractory, draw),
+        dt=o.dt,
+        scale_current=o.scale_current,
+        tau_i=draw(2, 8),
+        surrogate=eprop.FastSigmoid(),
+    )
+
+
 def dendrite_lif(n, o, draw):
     def each(low, high):
         return tuple(np.broadcast_to(draw(low, high), n).tolist())
@@ -114,7 +127,7 @@ def _fewer_for_some(n_refractory, draw):
     return np.where(draw(0, 1) < 0.3, n_refractory // 2, n_refractory)
 
 
-CELLS = {"LIF": lif, "ALIF": alif, "own cell": dendrite_lif}
+CELLS = {"LIF": lif, "ALIF": alif, "CurrentLIF": current_lif, "own cell": dendrite_lif}
 
 
 @dataclass(frozen=True)
@@ -165,6 +178,8 @@ def make_case(cell: str, options: Options = Options()) -> Case:
     strength = 1.0
     if o.scale_current and cell != "own cell":  # the weights make up for ζ, to keep them spiking
         strength = 1 / -np.expm1(-o.dt / np.asarray(neurons.tau_v))
+    if cell == "CurrentLIF":  # a spike's current adds up, to twice as much in so few steps
+        strength = strength * 2 * -np.expm1(-o.dt / np.asarray(neurons.tau_i))
     network = eprop.Network(
         neurons,
         n_in=o.n_in,

@@ -106,8 +106,25 @@ def test_jacobians_in_closed_form(name, scale_current):
     assert_close(actual.output, np.array([psi(after), -beta * psi(after)])[:d], 1e-14, "c")
 
 
+@pytest.mark.parametrize("scale_current", [False, True])
+def test_jacobians_of_current_lif_in_closed_form(scale_current):
+    cell = make("CurrentLIF", scale_current=scale_current)
+    state, current = near_threshold(cell)
+    after = cell.step(state, current, cell.output(state))
+    decay, alpha = (np.exp(-0.5 / np.asarray(tau)) for tau in (cell.tau_i, cell.tau_v))
+    v_th, zeros = np.asarray(cell.v_th), np.zeros((BATCH, N))
+    h = 0.3 / (1 + np.abs((after.v - v_th[None]) / v_th[None]) / 0.5) ** 2
+    psi = np.where(after.refractory > 0, 0, h / v_th)
+    actual, zeta = cell.jacobians(state, current), 1 - alpha if scale_current else 1.0
+    expected = np.array([[zeros + decay, zeros], [zeros + zeta, zeros + alpha]])
+    assert_close(actual.state, expected, 1e-14, "D")
+    assert_close(actual.current, np.array([zeros + 1, zeros]), 1e-14, "b")
+    assert_close(actual.output, np.array([zeros, psi]), 1e-14, "c")
+    assert np.any(psi != 0) and np.any(psi == 0)
+
+
 @pytest.mark.parametrize("n_refractory", [0, 1, 2, 5])
-@pytest.mark.parametrize("cell", [eprop.LIF, eprop.ALIF])
+@pytest.mark.parametrize("cell", [eprop.LIF, eprop.ALIF, eprop.CurrentLIF])
 def test_refractory_time(cell, n_refractory):
     """A spike is followed by n_ref - 1 silent steps without a pseudo-derivative."""
     neuron = cell(1, n_refractory=n_refractory)
@@ -139,12 +156,14 @@ def run(cell, drive):
 DRIVE = np.random.default_rng(0).uniform(0, 0.4, (60, 2, 3))
 
 
-@pytest.mark.parametrize("cell", [eprop.LIF, eprop.ALIF])
+@pytest.mark.parametrize("cell", [eprop.LIF, eprop.ALIF, eprop.CurrentLIF])
 def test_a_parameter_per_neuron(cell):
     """Each neuron behaves as in a population that all has its parameters."""
     parameters = {"tau_v": (5.0, 10.0, 30.0), "v_th": (0.5, 0.6, 0.9), "n_refractory": (0, 2, 4)}
     if cell is eprop.ALIF:
         parameters |= {"tau_a": (20.0, 50.0, 100.0), "beta": (0.0, 0.1, 0.4)}
+    if cell is eprop.CurrentLIF:
+        parameters |= {"tau_i": (1.0, 1.5, 2.0)}
     together = run(cell(3, **parameters), DRIVE)
     assert 0.01 < together.spikes.mean() < 0.5
     for j in range(3):
@@ -166,6 +185,16 @@ def test_scaled_current():
     silent = eprop.LIF(1, tau_v=7.0, v_th=100.0, scale_current=True)
     v = run(silent, np.full((200, 1, 1), 3.0)).states.v
     assert_close(v[:, 0, 0], 3 * (1 - np.exp(-np.arange(1, 201) / 7)), 1e-13)
+
+
+def test_a_spike_through_an_exponential_synapse():
+    """The difference of two exponentials, which begins a step after the spike's."""
+    silent = eprop.CurrentLIF(1, tau_v=10.0, tau_i=5.0, v_th=100.0)
+    states = run(silent, np.eye(60)[:, :1, None]).states
+    later = np.arange(60)
+    decay, alpha = np.exp(-1 / 5), np.exp(-1 / 10)
+    assert_close(states.i[:, 0, 0], decay**later, 1e-14)
+    assert_close(states.v[:, 0, 0], (alpha**later - decay**later) / (alpha - decay), 1e-14)
 
 
 class GradedState(NamedTuple):

@@ -28,6 +28,11 @@ def lif(**changes):
     {
         "negative tau": (lif(tau_v=-20), ValueError, ["tau_v = -20", "greater than 0"]),
         "zero tau": (lambda: eprop.ALIF(3, tau_a=0.0), ValueError, ["tau_a = 0.0", "than 0"]),
+        "negative tau_i": (
+            lambda: eprop.CurrentLIF(3, tau_i=-5.0),
+            ValueError,
+            ["tau_i = -5.0", "greater than 0"],
+        ),
         "one negative": (lif(tau_v=[1, 2, -3]), ValueError, ["tau_v = [1, 2, -3]"]),
         "NaN": (lif(v_th=np.nan), ValueError, ["v_th = nan", "finite"]),
         "infinity": (lif(tau_v=np.inf), ValueError, ["tau_v = inf", "finite"]),
