@@ -285,7 +285,7 @@ class ALIF(AbstractCell):
 class CurrentLIF(AbstractCell):
     r"""Leaky integrate-and-fire neurons with exponential synapses: a spike's current fades.
 
-        i_t = λ i_{t-1} + I_t                           λ = exp(-dt/τ_i)
+        i_t = η i_{t-1} + I_t                           η = exp(-dt/τ_i)
         v_t = α v_{t-1} + ζ i_{t-1} - v_th z_{t-1}      α = exp(-dt/τ_v)
         z_t = 1 if v_t > v_th and not refractory        ζ = 1, or 1 - α
 
