@@ -39,7 +39,7 @@ class Config:
     """Learning rule."""
     feedback: Literal["random", "symmetric"] = "random"
     """How the readout's error reaches the neurons (e-prop only)."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = (0, 1, 2)
     """Of the weights, the feedback and the patterns: a training for each."""
 
     n_patterns: int = 256
@@ -81,7 +81,7 @@ class Config:
     """Firing rate that the penalty draws each neuron to, in Hz."""
     rate_penalty: float = 1.0
     """Weight of the firing-rate penalty, of squared rates in (spikes/ms)²."""
-    iterations: int = 300
+    iterations: int = 200
     """Updates."""
     check_every: int = 50
     """Iterations between checkpoints."""
