@@ -291,8 +291,8 @@ class CurrentLIF(AbstractCell):
 
     The potential sees the current of the step before, as in the source, so a presynaptic spike
     takes a step longer than with `LIF`. Source: Neftci, Mostafa & Zenke, "Surrogate gradient
-    learning in spiking neural networks", IEEE Signal Processing Magazine 2019, equations (4)
-    and (5); their neurons have τ_i = 5 ms, τ_v = 10 ms and no refractory time.
+    learning in spiking neural networks", IEEE Signal Processing Magazine 2019; in their tutorial
+    SpyTorch τ_i is 5 ms and τ_v 10 ms, and there is no refractory time.
     """
 
     n: int = eqx.field(static=True)

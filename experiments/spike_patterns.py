@@ -81,7 +81,7 @@ class Config:
     """Firing rate that the penalty draws each neuron to, in Hz."""
     rate_penalty: float = 1.0
     """Weight of the firing-rate penalty, of squared rates in (spikes/ms)²."""
-    iterations: int = 200
+    iterations: int = 300
     """Updates."""
     check_every: int = 50
     """Iterations between checkpoints."""
