@@ -101,7 +101,7 @@ def _test(axes: Axes, runs: Sequence[Run]) -> None:
 
 def _same_scale(panels: Sequence[Axes]) -> None:
     """Accuracies beside each other are compared."""
-    low = min(axes.get_ylim()[0] for axes in panels)
+    low = min(axes.get_ylim()[0] for axes in panels) - 0.02
     for axes in panels:
         axes.set_ylim(low, 1.0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -47,7 +47,9 @@ def _trials(figure: SubFigure, run: Run) -> None:
         for c, line in enumerate(trial["outputs"][:, k].T):
             highest = int(np.argmax(line))
             style = plotting.LINES[c % len(plotting.LINES)]
-            outputs.plot(highest * dt, line[highest], "o", color=style["color"], markersize=4)
+            outputs.plot(
+                highest * dt, line[highest], "o", color=style["color"], markersize=4, clip_on=False
+            )
         outputs.set_xlabel("time (ms)")
     rate = 1000 * trial["spikes"].mean() / dt
     panels[0, 0].set_ylabel("input")
