@@ -59,7 +59,7 @@ class Config:
     """Adaptive neurons."""
     recurrence: float = 0.3
     """Initial recurrent weights are normal with this standard deviation, in units of the membrane
-    potential, divided by the square root of `n`. A weak network: a chaotic one generalises less."""
+    potential, divided by the square root of `n`."""
     tau_v: float = 20.0
     """Membrane time constant in ms."""
     tau_a: float = 100.0
