@@ -88,3 +88,10 @@ def test_what_the_benchmarks_compare_with_is_optional():
     assert len(paths) > len(MODULES)
     found = [(path, name) for path in paths for name in imported(path) if name.startswith(OPTIONAL)]
     assert not found
+
+
+def test_scikit_learn_is_needed_for_digits_alone():
+    folders = ("eprop", "experiments", "figures")
+    paths = [path for folder in folders for path in (ENGINE.parent / folder).rglob("*.py")]
+    users = [path.name for path in paths if any(x.startswith("sklearn") for x in imported(path))]
+    assert users == ["digit_spikes.py"]
