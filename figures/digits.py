@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from figures import plotting
-from figures.finished import Run, comparable, folders_of, read
+from figures.seed_runs import Run, comparable, folders_of, read
 
 RESULTS = Path("results/digits")
 TITLES = {"rows": "Row by row", "latency": "By latency: the brighter, the earlier"}

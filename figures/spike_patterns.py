@@ -16,7 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import PercentFormatter
 
 from figures import plotting
-from figures.finished import Run, comparable, folders_of, read
+from figures.seed_runs import Run, comparable, folders_of, read
 
 RESULTS = Path("results/spike_patterns")
 
