@@ -8,18 +8,27 @@ WORKERS ?= 2
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: help setup run test lint format docs clean
+.PHONY: help setup run fig3 figures test reduced lint format docs clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.setup  ## Create .venv with the pinned packages (PYTHON=... picks the interpreter)
 
 run: setup  ## Train evidence accumulation with random-feedback e-prop (ARGS="--help" lists the options)
 	$(BIN)/python -m experiments.evidence_accumulation $(ARGS)
 
+fig3: setup  ## Make the runs of Fig. 3 that are missing, one after the other, and draw it
+	$(BIN)/python -m experiments.fig3_evidence_accumulation $(ARGS)
+
+figures: setup  ## Draw every figure again from results/
+	$(BIN)/python -m figures.make_all
+
 test: setup  ## Run the tests (ARGS="-k name" selects some)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+reduced: setup  ## Run every experiment in a reduced form
+	$(BIN)/python -m pytest -n $(WORKERS) -m experiment $(ARGS)
 
 lint: setup  ## Check style, format and types
 	$(BIN)/ruff check .

@@ -278,8 +278,8 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
         "test_trials": config.test_batches * config.batch_size,
         "seconds": metrics[-1]["seconds"],
     }
-    folder.write_json("summary", summary)
     folder.write_arrays("trial", jax.device_get(record_trial(config, state)))
+    folder.write_json("summary", summary)
     return summary
 
 

@@ -5,13 +5,14 @@ python -m figures.costs results/neuron_step/steps64_n128_seed0
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures import plotting
+from figures import finished, plotting
 
 OURS: dict[str, Any] = {"color": plotting.COLOURS["symmetric"], "marker": "o"}
 OTHERS: dict[str, Any] = {"color": "black", "marker": "D", "markerfacecolor": "white"}
@@ -71,5 +72,14 @@ def _points(axes: Axes, programs: dict[str, Any], key: str) -> None:
     axes.tick_params(axis="y", length=0)
 
 
+def main(arguments: Sequence[str]) -> None:
+    experiments = [
+        "experiments.benchmarks.neuron_step",
+        "experiments.benchmarks.peers",
+        "experiments.benchmarks.spike_storage",
+    ]
+    finished.draw_runs(draw, experiments, arguments)
+
+
 if __name__ == "__main__":
-    print(draw(Path(sys.argv[1])))
+    main(sys.argv[1:])

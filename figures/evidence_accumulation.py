@@ -5,18 +5,23 @@ python -m figures.evidence_accumulation results/evidence_accumulation/random_see
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import PercentFormatter
 
 from eprop.files import read_rows
-from figures import plotting
+from figures import finished, plotting
 
-LEFT, RIGHT, RECALL, NOISE = "#0072b2", "#d55e00", "black", "0.55"
+# Colours that no learning rule has, dark and light in pairs.
+LEFT, RIGHT, RECALL, NOISE = "#00614f", "#5fb894", "black", "0.55"
 FAST, SLOW = "#56b4e9", "#aa3377"
+BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "handlelength": 2.5}
+"""Where a panel's legend stands."""
 
 
 def draw(folder: Path) -> Path:
@@ -29,20 +34,30 @@ def draw(folder: Path) -> Path:
     with plotting.style():
         figure = Figure(figsize=(9, 11.5), layout="constrained")
         whole, below = figure.subfigures(2, 1, height_ratios=(5.2, 1.3), squeeze=False).flat
-        panels = whole.subplots(6, 1, sharex=True, height_ratios=(1.3, 2.4, 1, 0.8, 1.0, 1.4))
-        time = np.arange(len(trial["mask"])) * config["task"]["dt"]
-        _inputs(panels[0], trial, config)
-        _spikes(panels[1], trial, config)
-        _thresholds(panels[2], time, trial, config)
-        _answer(panels[3], time, trial)
-        _learning_signal(panels[4], trial, config)
-        _traces(panels[5], time, trial, config)
-        panels[5].set_xlabel("time (ms)")
-        panels[0].set_xlim(0, time[-1])
+        draw_trial(whole, trial, config, "A trial after training")
         _learning_curve(below.subplots(), metrics, summary, config)
     path = folder / "figure.png"
     plotting.save(figure, path)
     return path
+
+
+def draw_trial(figure: SubFigure, trial: dict, config: dict, title: str) -> None:
+    """All that is shown of one trial, in six panels that share their time axis."""
+    panels = figure.subplots(6, 1, sharex=True, height_ratios=(1.3, 2.4, 1, 0.8, 1.0, 1.2))
+    time = np.arange(len(trial["mask"])) * config["task"]["dt"]
+    _inputs(panels[0], trial, config)
+    sides, (left, right) = ("left", "right"), (np.sum(trial["cues"] == side) for side in (0, 1))
+    panels[0].set_title(
+        f"{title}, answered {'correctly' if trial['correct'] else 'wrongly'}: "
+        f"{left} cues left, {right} right, so {sides[int(trial['label'])]}"
+    )
+    _spikes(panels[1], trial, config)
+    _thresholds(panels[2], time, trial, config)
+    _answer(panels[3], time, trial)
+    _learning_signal(panels[4], trial, config)
+    _traces(panels[5], time, trial, config)
+    panels[5].set_xlabel("time (ms)")
+    panels[0].set_xlim(0, time[-1])
 
 
 def _inputs(axes: Axes, trial: dict, config: dict) -> None:
@@ -53,11 +68,6 @@ def _inputs(axes: Axes, trial: dict, config: dict) -> None:
         plotting.raster(axes, train, config["task"]["dt"], first=first + 1, color=color)
     axes.set_ylim(4 * size + 0.5, 0.5)
     axes.set_yticks([size * (group + 0.5) + 0.5 for group in range(4)], names)
-    cues = trial["cues"]
-    axes.set_title(
-        f"A trial after training, answered {'correctly' if trial['correct'] else 'wrongly'}: "
-        f"{np.sum(cues == 0)} cues left, {np.sum(cues == 1)} right, so {names[int(trial['label'])]}"
-    )
     axes.set_ylabel("inputs")
 
 
@@ -78,10 +88,10 @@ def _thresholds(axes: Axes, time: np.ndarray, trial: dict, config: dict) -> None
     for threshold, neuron, dash in zip(
         trial["thresholds"].T, trial["neurons"], ("-", "--", ":"), strict=False
     ):
-        axes.plot(time, threshold, dash, color=SLOW, label=f"neuron {neuron}")
+        axes.plot(time, threshold, dash, color=SLOW, label=f"neuron {neuron + 1}")
     axes.axhline(config["v_th"], color="0.6", linewidth=0.8)
     axes.set_ylabel("threshold\n$v_{th} + βa$")
-    axes.legend(loc="lower right", ncols=3)
+    axes.legend(**BESIDE)
 
 
 def _answer(axes: Axes, time: np.ndarray, trial: dict) -> None:
@@ -91,12 +101,12 @@ def _answer(axes: Axes, time: np.ndarray, trial: dict) -> None:
     axes.axvspan(recall[0], recall[-1], color="0.9", zorder=0)
     axes.set(ylim=(-0.05, 1.05), yticks=(0, 0.5, 1))
     axes.set_ylabel("answer\nsoftmax(y)")
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.95), ncols=2)
+    axes.legend(**BESIDE)
 
 
 def _learning_signal(axes: Axes, trial: dict, config: dict) -> None:
     plotting.colour_map(
-        axes, trial["learning_signal"], config["task"]["dt"], label="learning\nsignal $L_j$"
+        axes, trial["learning_signal"], config["task"]["dt"], label="learning\nsignal $L_{t,j}$"
     )
     axes.set_ylabel("neurons")
 
@@ -113,9 +123,9 @@ def _traces(axes: Axes, time: np.ndarray, trial: dict, config: dict) -> None:
             axes.plot(
                 time, trace / scale, dash, color=color, label=f"{name} $ε_{symbol}$, {side} cue"
             )
-    axes.set(yticks=(0, 1), ylim=(None, 1.6))
-    axes.set_ylabel(f"eligibility\nvectors of\nneuron {trial['neurons'][0]}\n(of maximum)")
-    axes.legend(loc="upper left", ncols=4)
+    axes.set(yticks=(0, 1))
+    axes.set_ylabel(f"eligibility\nvectors of\nneuron {trial['neurons'][0] + 1}\n(of maximum)")
+    axes.legend(**BESIDE)
 
 
 def _learning_curve(axes: Axes, metrics: list[dict], summary: dict, config: dict) -> None:
@@ -142,5 +152,9 @@ def _learning_curve(axes: Axes, metrics: list[dict], summary: dict, config: dict
     axes.legend(loc="upper right", ncols=2)
 
 
+def main(arguments: Sequence[str]) -> None:
+    finished.draw_runs(draw, ["experiments.evidence_accumulation"], arguments)
+
+
 if __name__ == "__main__":
-    print(draw(Path(sys.argv[1])))
+    main(sys.argv[1:])

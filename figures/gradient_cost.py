@@ -5,13 +5,14 @@ python -m figures.gradient_cost results/gradient_cost/w1_w2_w3_seed0
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures import plotting
+from figures import finished, plotting
 
 FORWARD = {"color": "white", "edgecolor": "black"}
 EPROP = {"color": plotting.COLOURS["symmetric"]}
@@ -96,5 +97,9 @@ def _mebibytes(row: dict[str, Any]) -> str:
     return f"{row['memory_bytes'] / 2**20:.3g} MiB"
 
 
+def main(arguments: Sequence[str]) -> None:
+    finished.draw_runs(draw, ["experiments.benchmarks.gradient_cost"], arguments)
+
+
 if __name__ == "__main__":
-    print(draw(Path(sys.argv[1])))
+    main(sys.argv[1:])

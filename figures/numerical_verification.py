@@ -5,6 +5,7 @@ python -m figures.numerical_verification results/numerical_verification/float64_
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from figures import plotting
+from figures import finished, plotting
 
 NETWORK = "LIF and ALIF"
 """The one of the two that is drawn."""
@@ -146,5 +147,9 @@ def _populations(n_lif: int, n: int) -> str:
     return ", ".join(f"{i}–{j} {kind}" for kind, (i, j) in ranges.items() if i <= j)
 
 
+def main(arguments: Sequence[str]) -> None:
+    finished.draw_runs(draw, ["experiments.numerical_verification"], arguments)
+
+
 if __name__ == "__main__":
-    print(draw(Path(sys.argv[1])))
+    main(sys.argv[1:])

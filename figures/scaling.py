@@ -5,13 +5,14 @@ python -m figures.scaling results/scaling/n100_steps1000_batch16_seed0
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures import plotting
+from figures import finished, plotting
 
 SIZES = {"n_steps": "time steps", "n": "neurons", "batch": "examples in the batch"}
 VALUES = {"median_seconds": ("time in ms", 1e3), "memory_bytes": ("memory in MiB", 2**-20)}
@@ -75,5 +76,9 @@ def _look(label: str) -> dict[str, Any]:
     return plotting.RULES["symmetric"] | look | {"markerfacecolor": "white"}
 
 
+def main(arguments: Sequence[str]) -> None:
+    finished.draw_runs(draw, ["experiments.benchmarks.scaling"], arguments)
+
+
 if __name__ == "__main__":
-    print(draw(Path(sys.argv[1])))
+    main(sys.argv[1:])

@@ -5,11 +5,12 @@ python -m figures.stream_memory results/stream_memory/window256_seed0
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from figures import plotting
+from figures import finished, plotting
 
 
 def draw(folder: Path) -> Path:
@@ -46,5 +47,9 @@ def draw(folder: Path) -> Path:
     return path
 
 
+def main(arguments: Sequence[str]) -> None:
+    finished.draw_runs(draw, ["experiments.benchmarks.stream_memory"], arguments)
+
+
 if __name__ == "__main__":
-    print(draw(Path(sys.argv[1])))
+    main(sys.argv[1:])

@@ -24,6 +24,8 @@ from experiments.benchmarks import (
     stream_memory,
 )
 
+pytestmark = pytest.mark.experiment
+
 PROGRAMS = [
     "forward, plain scan",
     "forward, eprop",

@@ -15,6 +15,8 @@ from eprop.tasks import EvidenceAccumulation
 from experiments import evidence_accumulation as experiment
 from figures import evidence_accumulation as figure
 
+pytestmark = pytest.mark.experiment
+
 TASK = EvidenceAccumulation(
     n_cues=3, cue_ms=8.0, interval_ms=10.0, delay_ms=10.0, recall_ms=10.0, n_group=2, rate_hz=400.0
 )

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from experiments import numerical_verification
 from figures import plotting
 
+pytestmark = pytest.mark.experiment
+
 
 def help_of(experiment):
     """What `--help` prints, on a terminal wide enough to break no option."""
