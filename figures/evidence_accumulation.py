@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,8 +19,6 @@ from figures import finished, plotting
 # Colours that no learning rule has, dark and light in pairs.
 LEFT, RIGHT, RECALL, NOISE = "#00614f", "#5fb894", "black", "0.55"
 FAST, SLOW = "#56b4e9", "#aa3377"
-BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "handlelength": 2.5}
-"""Where a panel's legend stands."""
 
 
 def draw(folder: Path) -> Path:
@@ -91,7 +88,7 @@ def _thresholds(axes: Axes, time: np.ndarray, trial: dict, config: dict) -> None
         axes.plot(time, threshold, dash, color=SLOW, label=f"neuron {neuron + 1}")
     axes.axhline(config["v_th"], color="0.6", linewidth=0.8)
     axes.set_ylabel("threshold\n$v_{th} + βa$")
-    axes.legend(**BESIDE)
+    _legend(axes)
 
 
 def _answer(axes: Axes, time: np.ndarray, trial: dict) -> None:
@@ -101,7 +98,7 @@ def _answer(axes: Axes, time: np.ndarray, trial: dict) -> None:
     axes.axvspan(recall[0], recall[-1], color="0.9", zorder=0)
     axes.set(ylim=(-0.05, 1.05), yticks=(0, 0.5, 1))
     axes.set_ylabel("answer\nsoftmax(y)")
-    axes.legend(**BESIDE)
+    _legend(axes)
 
 
 def _learning_signal(axes: Axes, trial: dict, config: dict) -> None:
@@ -125,7 +122,13 @@ def _traces(axes: Axes, time: np.ndarray, trial: dict, config: dict) -> None:
             )
     axes.set(yticks=(0, 1))
     axes.set_ylabel(f"eligibility\nvectors of\nneuron {trial['neurons'][0] + 1}\n(of maximum)")
-    axes.legend(**BESIDE)
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """Right of the panel, in the margin that the learning signal's scale makes."""
+    legend = axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2)
+    legend.set_in_layout(False)
 
 
 def _learning_curve(axes: Axes, metrics: list[dict], summary: dict, config: dict) -> None:

@@ -84,7 +84,7 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
     with np.load(first.folder / "trial.npz") as arrays:
         trial = dict(arrays)
     with plotting.style():
-        figure = Figure(figsize=(9, 12))
+        figure = Figure(figsize=(9, 11.5))
         above, below = figure.subfigures(2, 1, height_ratios=(1, 3), squeeze=False).flat
         curves, tests = above.subplots(1, 2, width_ratios=(2, 1))
         _curves(curves, groups)
@@ -110,7 +110,7 @@ def _curves(axes: Axes, groups: dict[str, list[Run]]) -> None:
         )  # fmt: skip
     axes.set(
         title=f"a   Learning: {plotting.mean_of(min(map(len, groups.values())))} "
-        "(dot: one meets the criterion, and keeps its error)",
+        "(dot: one met the criterion; its error is kept)",
         xlabel="iteration",
         ylabel=f"error on new trials (last {SMOOTHING} batches)",
         ylim=(0, 0.6),
@@ -119,7 +119,7 @@ def _curves(axes: Axes, groups: dict[str, list[Run]]) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     plotting.threshold(axes, BOUND, f"{BOUND:.0%}")
-    axes.legend(loc="lower left", handlelength=4)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.12), handlelength=4)
 
 
 def _tests(axes: Axes, groups: dict[str, list[Run]]) -> None:
@@ -133,11 +133,11 @@ def _tests(axes: Axes, groups: dict[str, list[Run]]) -> None:
     axes.set(
         title="b   Test: each seed, and the mean (bar)",
         xlabel=f"error on {trials} trials never used before",
-        xlim=(0, 0.6),
+        xlim=(0, 0.7),
         ylim=(len(groups) - 0.5, -0.5),
     )
-    axes.set_xscale("symlog", linthresh=0.1, linscale=2)
-    axes.xaxis.set_major_locator(FixedLocator([0, 0.02, 0.04, BOUND, 0.1, 0.2, 0.5]))
+    axes.set_xscale("symlog", linthresh=0.01, linscale=0.3)  # logarithmic from 1 %, with a zero
+    axes.xaxis.set_major_locator(FixedLocator([0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_yticks(range(len(groups)), [NAMES[name] for name in groups])
     axes.tick_params(axis="y", length=0)
