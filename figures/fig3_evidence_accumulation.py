@@ -109,8 +109,7 @@ def _curves(axes: Axes, groups: dict[str, list[Run]]) -> None:
             color=plotting.COLOURS[_rule(runs)], markersize=3,
         )  # fmt: skip
     axes.set(
-        title=f"a   Learning: {plotting.mean_of(min(map(len, groups.values())))} "
-        "(dot: one met the criterion; its error is kept)",
+        title=f"a   Learning: {_seeds(groups)} (dot: one met the criterion; its error is kept)",
         xlabel="iteration",
         ylabel=f"error on new trials (last {SMOOTHING} batches)",
         ylim=(0, 0.6),
@@ -141,6 +140,13 @@ def _tests(axes: Axes, groups: dict[str, list[Run]]) -> None:
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_yticks(range(len(groups)), [NAMES[name] for name in groups])
     axes.tick_params(axis="y", length=0)
+
+
+def _seeds(groups: dict[str, list[Run]]) -> str:
+    """What is shown of them, where not all runs may have been made yet."""
+    numbers = [len(runs) for runs in groups.values()]
+    few, many = min(numbers), max(numbers)
+    return plotting.mean_of(many) if few == many else f"mean and range of {few} to {many} seeds"
 
 
 def _rule(runs: Sequence[Run]) -> str:

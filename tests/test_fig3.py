@@ -129,6 +129,15 @@ def test_what_ended_early_keeps_its_last_error(whole):
     assert dots.get_xydata().tolist() == [[2, 0.25]]
 
 
+def test_the_number_of_seeds_is_told(whole):
+    config, _ = whole
+    run = figure.read(folders_of(config)[0])
+    assert figure._seeds({"random": [run], "bptt": [run]}) == "one seed"
+    assert figure._seeds({"random": 3 * [run]}) == "mean and range of 3 seeds"
+    found = figure._seeds({"random": 3 * [run], "bptt": [run], "adaptive": 2 * [run]})
+    assert found == "mean and range of 1 to 3 seeds"
+
+
 def test_smoothed():
     values = np.array([4.0, 0.0, 2.0, 1.0])
     np.testing.assert_allclose(figure.smoothed(values, 2), [4, 2, 1, 1.5])
