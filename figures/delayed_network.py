@@ -5,12 +5,13 @@ python -m figures.delayed_network results/delayed_network/default
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures import plotting
+from figures import finished, plotting
 
 RULE = "symmetric"
 """Whose network is shown."""
@@ -89,5 +90,9 @@ def _accuracy(axes, summary):
     axes.set_title(f"mean and range of {len(summary['seeds'])} seeds")
 
 
+def main(arguments: Sequence[str]) -> None:
+    finished.draw_runs(draw, ["experiments.delayed_network"], arguments)
+
+
 if __name__ == "__main__":
-    print(draw(Path(sys.argv[1])))
+    main(sys.argv[1:])

@@ -5,6 +5,7 @@ python -m figures.online_stream results/online_stream/random_seed0
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eprop.files import read_rows
-from figures import plotting
+from figures import finished, plotting
 
 TARGET: dict[str, Any] = {"color": "0.75", "linewidth": 3.0, "label": "target"}
 LEARNING: dict[str, Any] = {"color": "#1f4e9c", "label": "learning"}
@@ -91,5 +92,9 @@ def _errors(axes: Axes, metrics: list[dict], config: dict) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, borderaxespad=0)
 
 
+def main(arguments: Sequence[str]) -> None:
+    finished.draw_runs(draw, ["experiments.online_stream"], arguments)
+
+
 if __name__ == "__main__":
-    print(draw(Path(sys.argv[1])))
+    main(sys.argv[1:])

@@ -7,6 +7,7 @@ python -m figures.rule_comparison results/rule_comparison/default
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eprop.files import read_rows
-from figures import plotting
+from figures import finished, plotting
 
 SYMBOLS = {"w_in": r"$W^\mathrm{in}$", "w_rec": r"$W^\mathrm{rec}$"}
 BROAD = {"bptt_stop_z": {"linewidth": 3.0, "linestyle": (0, (2, 0.7))}}
@@ -87,5 +88,9 @@ def _angles(
     axes.set(yticks=(0, 30, 60, 90), xlabel="iteration", xlim=(0, len(metrics["bptt"][0])))
 
 
+def main(arguments: Sequence[str]) -> None:
+    finished.draw_runs(draw, ["experiments.rule_comparison"], arguments)
+
+
 if __name__ == "__main__":
-    print(draw(Path(sys.argv[1])))
+    main(sys.argv[1:])

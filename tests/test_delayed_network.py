@@ -12,6 +12,8 @@ import eprop
 from experiments import delayed_network
 from experiments.delayed_network import Config, best_accuracy, log_probabilities, sample_points
 
+pytestmark = pytest.mark.experiment
+
 
 def test_points():
     points = sample_points(Config(n_points=2000))

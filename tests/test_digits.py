@@ -15,7 +15,7 @@ from experiments import classification, digit_spikes
 from experiments import digits as experiment
 from figures import digits as figure
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
+pytestmark = [pytest.mark.experiment, pytest.mark.usefixtures("compile_quickly")]
 
 SMALL = experiment.Config(
     seeds=(0, 3), row_ms=2.0, image_ms=8.0, answer_ms=4.0, n=8, batch_size=13, iterations=5,

@@ -27,7 +27,7 @@ EXPERIMENTS = sorted(
 def test_all_figures_are_found():
     names = {module.__name__ for module in MODULES}
     files = {f"figures.{path.stem}" for path in ROOT.glob("figures/*.py")}
-    helpers = {"__init__", "plotting", "finished", "make_all"}
+    helpers = {"__init__", "plotting", "finished", "seed_runs", "make_all"}
     assert names == files - {f"figures.{name}" for name in helpers}
 
 
@@ -77,7 +77,7 @@ def test_every_experiment_is_run_in_a_reduced_form(experiment):
     marked = [
         path
         for path in (ROOT / "tests").glob("test_*.py")
-        if "pytestmark = pytest.mark.experiment" in path.read_text().splitlines()
+        if re.search(r"^pytestmark = .*pytest\.mark\.experiment", path.read_text(), re.MULTILINE)
     ]
     assert experiment in {name for path in marked for name in imported(path)}
 

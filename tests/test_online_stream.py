@@ -14,6 +14,8 @@ from eprop.tasks import PatternGeneration, SwitchingPatterns
 from experiments import online_stream as experiment
 from figures import online_stream as figure
 
+pytestmark = pytest.mark.experiment
+
 PATTERN = PatternGeneration(n_in=40, duration_ms=100.0, rate_hz=100.0, periods_ms=(100.0, 50.0))
 SMALL = experiment.Config(
     n=20, task=SwitchingPatterns(PATTERN, repetitions=100), phases=3, learning_rate=5e-3

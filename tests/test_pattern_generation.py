@@ -19,7 +19,7 @@ from experiments import pattern_generation as experiment
 from experiments import patterns
 from figures import figS7_pattern_generation as figure
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
+pytestmark = [pytest.mark.experiment, pytest.mark.usefixtures("compile_quickly")]
 
 TASK = PatternGeneration(n_in=20, duration_ms=60.0, rate_hz=200.0, periods_ms=(60.0, 30.0))
 SETTING = patterns.Setting(task=TASK, n_lif=8, iterations=5, save_every=2)

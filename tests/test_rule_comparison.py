@@ -16,7 +16,7 @@ from experiments import patterns
 from experiments import rule_comparison as experiment
 from figures import rule_comparison as figure
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
+pytestmark = [pytest.mark.experiment, pytest.mark.usefixtures("compile_quickly")]
 
 SMALL = experiment.Config(setting=SETTING, seeds=(3,), compare_every=2)
 

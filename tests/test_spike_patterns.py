@@ -14,7 +14,7 @@ from experiments import classification
 from experiments import spike_patterns as experiment
 from figures import spike_patterns as figure
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
+pytestmark = [pytest.mark.experiment, pytest.mark.usefixtures("compile_quickly")]
 
 SMALL = experiment.Config(
     seeds=(0, 3), n_patterns=12, n_in=15, duration_ms=40.0, rate_hz=60.0, n=8, weight_scale=1.5,
