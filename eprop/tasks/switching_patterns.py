@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 import jax
-from jaxtyping import ArrayLike, Int, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from .pattern_generation import PatternGeneration, Patterns, check_count
 
@@ -32,7 +32,7 @@ class SwitchingPatterns:
         return self.repetitions * self.pattern.duration_ms
 
     def sample(
-        self, key: PRNGKeyArray, repetition: int | Int[ArrayLike, ""], batch_size: int
+        self, key: PRNGKeyArray, repetition: int | Int[Array, ""], batch_size: int
     ) -> Patterns:
         """One repetition; lay them end to end from number 0 for the stream.
 
