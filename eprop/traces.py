@@ -21,7 +21,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from . import checks
 from .cells import AbstractCell, Jacobians, hidden_variables
-from .network import Network, NetworkState, Synapses, preceding
+from .network import Network, NetworkState, Synapses
+from .sequences import preceding
 
 
 class SynapticTraces(NamedTuple):

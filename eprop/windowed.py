@@ -28,12 +28,10 @@ from .network import (
     Network,
     NetworkState,
     Trajectory,
-    in_blocks,
-    leaky_filter,
-    preceding,
     without_autapses,
 )
 from .recursion import Gradients, zero_gradients
+from .sequences import in_blocks, leaky_filter, preceding
 from .traces import (
     Carry,
     ReadoutTraces,

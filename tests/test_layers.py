@@ -7,7 +7,7 @@ import pytest
 
 ENGINE = Path(__file__).parent.parent / "eprop"
 LAYERS = [
-    {"checks", "files", "delays"},
+    {"checks", "files", "delays", "sequences"},
     {"surrogate", "checkpoints", "running_rates"},
     {"cells"},
     {"network"},
