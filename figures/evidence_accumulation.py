@@ -33,8 +33,8 @@ def draw(folder: Path) -> Path:
         whole, below = figure.subfigures(2, 1, height_ratios=(5.2, 1.3), squeeze=False).flat
         draw_trial(whole, trial, config, "A trial after training")
         _learning_curve(below.subplots(), metrics, summary, config)
-    path = folder / "figure.png"
-    plotting.save(figure, path)
+        path = folder / "figure.png"
+        plotting.save(figure, path)
     return path
 
 
