@@ -41,7 +41,7 @@ def _plane(axes, learned):
         x, y = learned["position"][learned["label"] == label].T
         axes.plot(
             x, y, marker, markersize=3.5, markeredgewidth=0.5,
-            color=plotting.LINES[2 * (1 - label)]["color"] if label else "white",
+            color="black" if label else "white",
             markeredgecolor="black", label=f"class {label}",
         )  # fmt: skip
     axes.legend(loc="upper left", handletextpad=0, frameon=True, framealpha=0.9)

@@ -36,9 +36,9 @@ NAMES = {rule: line["label"] for rule, line in RULES.items()}
 
 LINES: list[dict[str, Any]] = [
     {"color": "black", "linestyle": "solid"},
-    {"color": "#d55e00", "linestyle": (0, (4, 1.5))},
+    {"color": "#009e73", "linestyle": (0, (4, 1.5))},
     {"color": "#56a0d3", "linestyle": "solid", "linewidth": 1.8},
-    {"color": "#dba400", "linestyle": (0, (1, 1)), "linewidth": 1.8},
+    {"color": "#cc79a7", "linestyle": (0, (1, 1)), "linewidth": 1.8},
 ]
 """The same for lines that stand for anything else."""
 
