@@ -220,9 +220,9 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
         "rate_hz": [row["rate_hz"] for row in last],
         "seconds": [row["seconds"] for row in last],
     }
-    folder.write_json("summary", summary)
     trial = record_trial(config, states[0].network, digits.validation)
     folder.write_arrays("trial", jax.device_get(trial))
+    folder.write_json("summary", summary)
     return summary
 
 

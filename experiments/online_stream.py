@@ -213,7 +213,6 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
         progress=progress,
     )
     summary = summarise(config, metrics)
-    folder.write_json("summary", summary)
     batches = make_batches(config)
     folder.write_arrays(
         "shown",
@@ -222,6 +221,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
             "targets": np.stack([np.asarray(batches(i + 1).targets[:, 0]) for i in config.shown]),
         },
     )
+    folder.write_json("summary", summary)
     return summary
 
 

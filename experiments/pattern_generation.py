@@ -93,11 +93,11 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
         "rate_hz": [rows[-1]["rate_hz"] for rows in runs],
         "seconds": [rows[-1]["seconds"] for rows in runs],
     }
-    folder.write_json("summary", summary)
     first = config.seeds[0]
     before = patterns.make_network(setting, first)
     trial = record_trial(before, states[0].network, *patterns.make_data(setting, first))
     folder.write_arrays("trial", jax.device_get(trial))
+    folder.write_json("summary", summary)
     return summary
 
 

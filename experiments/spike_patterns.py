@@ -209,9 +209,9 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
         "seeds": list(config.seeds),
         **{name: [float(found[name]) for found in last] for name in last[0]},
     }
-    folder.write_json("summary", summary)
     trial = record_trial(networks[0], *make_data(config, config.seeds[0]))
     folder.write_arrays("trial", jax.device_get(trial))
+    folder.write_json("summary", summary)
     return summary
 
 
