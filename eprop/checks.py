@@ -20,15 +20,17 @@ def parameter(
     n: int,
     *,
     above: float | None = None,
+    of: str = "neurons",
 ) -> Parameter:
-    """A cell's parameter as a float (one for all) or a tuple of `n` floats (one per neuron).
+    """A constant as a float (one for all) or a tuple of `n` floats (one for each `of` them).
 
     Raises `ValueError` for another shape, a value that is not finite, or one out of range.
     """
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
-            f"{name} is traced, but the parameters of a cell are constants of the compiled "
-            f"program: build the cell outside of jax.jit, jax.vmap and jax.grad"
+            f"{name} is traced, but the parameters of a cell, and delays, are constants of the "
+            f"compiled program: build cell and network outside of jax.jit, jax.vmap and jax.grad, "
+            f"or give NumPy arrays"
         )
     try:
         given = np.asarray(value)
@@ -39,7 +41,7 @@ def parameter(
     array = given.astype(np.float64)
     if array.shape not in ((), (n,)):
         raise ValueError(
-            f"{name} has shape {array.shape}: give one number, or one for each of the {n} neurons"
+            f"{name} has shape {array.shape}: give one number, or one for each of the {n} {of}"
         )
     if not np.all(np.isfinite(array)):
         raise ValueError(f"{name} = {value} must be finite")
@@ -59,11 +61,16 @@ def steps(name: str, value: ArrayLike | Sequence[int], n: int) -> int | tuple[in
     return int(whole) if whole.ndim == 0 else tuple(whole.tolist())
 
 
-def delay(name: str, value: ArrayLike | Sequence[float], n: int, dt: float) -> Parameter:
-    """Delays in ms, as `parameter`; `ValueError` unless they are whole steps of at least 0."""
-    checked = parameter(name, value, n)
+def delay(name: str, value: ArrayLike | Sequence[float], n: int, dt: float, of: str) -> Parameter:
+    """Delays in ms, as `parameter`; `ValueError` unless they are whole steps of at least 0.
+
+    But for rounding of float32; and no more steps than an int32 can count.
+    """
+    checked = parameter(name, value, n, of=of)
     in_steps = np.asarray(checked) / dt
-    if not np.all((in_steps >= 0) & (np.abs(in_steps - np.round(in_steps)) < 1e-6)):
+    rounding = 1e-6 * np.maximum(1, in_steps)
+    whole = np.abs(in_steps - np.round(in_steps)) < rounding
+    if not np.all((in_steps >= 0) & (in_steps < 2**31) & whole):
         raise ValueError(
             f"{name} = {value} ms must be a multiple of the step dt = {dt:g} ms, at least 0"
         )
@@ -77,6 +84,14 @@ def duration(name: str, value: float) -> float:
     checked = parameter(name, value, 1, above=0)
     assert isinstance(checked, float)
     return checked
+
+
+def not_negative(name: str, value: float) -> float:
+    """`value` as a float; `ValueError` unless it is one finite number of at least 0."""
+    checked = parameter(name, value, 1)
+    if np.ndim(value) != 0 or np.any(np.asarray(checked) < 0):
+        raise ValueError(f"{name} = {value} must be one number of at least 0")
+    return float(np.asarray(checked))
 
 
 def positive_int(name: str, value: Any) -> int:
@@ -182,7 +197,8 @@ def same_length(targets: Any, n_steps: int, window: int) -> None:
             raise ValueError(
                 f"{name} has shape {shape}, but with window={window} targets are cut with the "
                 f"inputs, so each needs a leading time axis of {n_steps}: broadcast a label with "
-                f"jnp.broadcast_to(label, ({n_steps}, *label.shape)), or use window=None"
+                f"jnp.broadcast_to(label, ({n_steps}, *label.shape)), or find the gradient "
+                f"of the whole sequence at once by value_and_grad(loss, EProp(window=None))"
             )
 
 

@@ -148,8 +148,8 @@ class Network(eqx.Module):
         )
         self.tau_out = checks.duration("tau_out", tau_out)
         self.scale_readout = scale_readout
-        self.delay_in = checks.delay("delay_in", delay_in, n_in, cell.dt)
-        self.delay_rec = checks.delay("delay_rec", delay_rec, cell.n, cell.dt)
+        self.delay_in = checks.delay("delay_in", delay_in, n_in, cell.dt, "inputs")
+        self.delay_rec = checks.delay("delay_rec", delay_rec, cell.n, cell.dt, "neurons")
         self.delay_line = checks.instance(
             "delay_line", delay_line, AbstractDelayLine, "RotatingBuffer()"
         )
@@ -231,13 +231,15 @@ class Network(eqx.Module):
     def block_length(self, n_steps: int, batch: int) -> int:
         """How many steps to work on at a time, for their arrays to fit into the cache.
 
-        The arrays are no smaller than the synapses' gradient, which each block is added to. A
+        The arrays are no smaller than the synapses' gradient, which each block is added to, and
+        the steps about as many as the longest delay's, whose history each block begins with. A
         divisor of `n_steps`, and if those that fit are far too short the next longer one.
         """
+        longest = 1 if self.delays is None else int(self.delays.max())
         itemsize = self.w_in.dtype.itemsize
         synapses_bytes = (self.n_in + self.cell.n) * self.cell.n * itemsize
         fitting = max(BLOCK_BYTES, synapses_bytes) // (batch * self.cell.n * itemsize)
-        fitting = max(1, fitting)
+        fitting = max(1, longest, fitting)
         divisors = [length for length in range(1, n_steps + 1) if n_steps % length == 0]
         shorter = max(length for length in divisors if length <= fitting)
         return min(

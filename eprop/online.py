@@ -49,11 +49,19 @@ class Info(NamedTuple):
     learning_signals: Float[Array, "*time batch n_rec"]
     """L_t = B ∂E/∂y_t."""
     loss: Float[Array, "*updates"]
-    """Of the step; of `run`, the sum over the steps of each update."""
+    """Of the step, with the rate penalty; of `run`, the sum over the steps of each update."""
     rates: Float[Array, " n_rec"]
     """Running average of the firing rates in Hz, at the end."""
     trace_norms: list[Float[Array, ""]]
     """Root of the summed squares of the eligibility vectors of each hidden variable, at the end."""
+
+
+class Learned(NamedTuple):
+    """What must be finite; causes before consequences."""
+
+    loss: Array
+    gradients: Gradients
+    network: Network
 
 
 class OnlineLearner(eqx.Module):
@@ -76,6 +84,7 @@ class OnlineLearner(eqx.Module):
     rate_penalty: RatePenalty | None = eqx.field(static=True)
     tau_rate: float = eqx.field(static=True)
     trainable: Any = eqx.field(static=True)
+    optimizer_structure: Any = eqx.field(static=True)
 
     def __init__(
         self,
@@ -105,10 +114,18 @@ class OnlineLearner(eqx.Module):
         - `trainable`: the weights that change, as for `value_and_grad`.
         """
         self.network = checks.instance("network", network, Network, "Network(cell, ...)")
+        if not callable(loss):
+            raise TypeError(f"loss = {loss!r} is no function: write loss(trajectory, targets)")
         self.loss = loss
         self.rule = checks.instance("rule", rule, EProp, "EProp(): BPTT can't learn online")
-        self.optimizer = optimizer
+        self.optimizer = checks.instance(
+            "optimizer", optimizer, optax.GradientTransformation, "optax.adam(1e-3)"
+        )
         self.update_every = checks.positive_int("update_every", update_every)
+        if rate_penalty is not None:
+            checks.instance("rate_penalty", rate_penalty, RatePenalty, "RatePenalty(10.0, 1.0)")
+            for name, value in rate_penalty._asdict().items():
+                checks.not_negative(f"rate_penalty.{name}", value)
         self.rate_penalty = rate_penalty
         self.tau_rate = checks.duration("tau_rate", tau_rate)
         self.trainable = trainable
@@ -117,7 +134,9 @@ class OnlineLearner(eqx.Module):
                 f"update_every = {update_every} steps can't be cut into windows of {rule.window}: "
                 f"give the rule a window that divides it, or none"
             )
-        refuse_cell_parameters(self._part(network), rule.window or update_every)
+        part = self._part(network)
+        refuse_cell_parameters(part, rule.window or update_every)
+        self.optimizer_structure = jax.tree.structure(jax.eval_shape(optimizer.init, part))
 
     def init(self, batch: int = 1, key: PRNGKeyArray | None = None) -> LearnerState:
         """The state before the first step of `batch` streams side by side."""
@@ -144,6 +163,7 @@ class OnlineLearner(eqx.Module):
 
         Raises as `run` does.
         """
+        done = None if done is None else jnp.asarray(done)
         with_time = jax.tree.map(lambda x: jnp.asarray(x)[None], (x_t, target_t, done))
         state, now = self._checked(state, with_time)
         return self._settled(state, _step(self, state, now))
@@ -155,8 +175,8 @@ class OnlineLearner(eqx.Module):
         leading time axis of a multiple of `update_every`.
 
         Raises `ValueError` or `TypeError` for a state or chunk that don't fit, or with NaN in
-        them, and `FloatingPointError` if a loss or weight comes out as NaN or infinite. The
-        state given is as it was, whatever happens.
+        them, and `FloatingPointError` if a loss, gradient or weight comes out as NaN or infinite.
+        The state given is as it was, whatever happens.
         """
         if not isinstance(chunk, tuple) or len(chunk) not in (2, 3):
             raise TypeError("a chunk must be (inputs, targets) or (inputs, targets, done)")
@@ -194,6 +214,14 @@ class OnlineLearner(eqx.Module):
                     f"the state is of another network: its network{name} has shape "
                     f"{jnp.shape(x)}, the learner's {jnp.shape(y)}"
                 )
+        of_learner = (jax.tree.structure(self.rule.feedback), self.optimizer_structure)
+        of_state = (jax.tree.structure(state.rule.feedback), jax.tree.structure(state.optimizer))
+        for name, x, y in zip(("feedback", "optimizer"), of_state, of_learner, strict=True):
+            if x != y:
+                raise ValueError(
+                    f"the state is of another learner: its {name} has the structure {x}, the "
+                    f"learner's {y}"
+                )
         network, inputs = given.checked(inputs)
         n_steps, batch = inputs.shape[:2]
         of_state = state.carry.network.spikes.shape[0]
@@ -215,12 +243,12 @@ class OnlineLearner(eqx.Module):
     def _settled(
         self, before: LearnerState, result: tuple[LearnerState, Info]
     ) -> tuple[LearnerState, Info]:
-        """The new state and info; `FloatingPointError` if loss or weights are not finite.
+        """The new state and info; `FloatingPointError` if what was learned is not finite.
 
         A weight that is not stays so: a look at the end is enough.
         """
         state, info = result
-        learned = {"loss": info.loss, "network": self._part(state.network)}
+        learned = Learned(info.loss, state.gradients, self._part(state.network))
         for path, x in jax.tree_util.tree_leaves_with_path(learned):
             if isinstance(x, jax.core.Tracer) or np.isfinite(x).all():
                 continue
@@ -238,7 +266,7 @@ class OnlineLearner(eqx.Module):
 @eqx.filter_jit
 def _step(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
     state, info = _observe(learner, state, now)
-    is_due = state.since_update == learner.update_every
+    is_due = state.since_update >= learner.update_every  # more, if it was another learner's
     state, _ = _cond(is_due, lambda x: (_update(learner, x), None), lambda x: (x, None), state)
     by_step = (info.outputs[0], info.learning_signals[0])
     return state, Info(*by_step, info.loss, info.rates, _norms(state))

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 
 class RatePenalty(NamedTuple):
-    """Σ_j (r_j,t - f*_j)² in (spikes/ms)², added to the loss at each step t.
+    """Σ_j (r_j,t - f*)² in (spikes/ms)², added to the loss at each step t.
 
     r is the running average of each neuron's firing rate that an `OnlineLearner` keeps. What a
     spike does to the average at once counts, what it does to later values of it does not: the

@@ -43,8 +43,8 @@ def stream_value_and_grad(
 
         value, gradients = stream_value_and_grad(loss, EProp(window=256))(network, chunks())
 
-    It compiles for itself, once for any length of chunks and sequence, so it can't be called from
-    within `jax.jit`. What is left after the last whole window goes step by step.
+    It compiles for itself, once for any length of chunks and sequence, and is not for use within
+    `jax.jit`. What is left after the last whole window goes step by step.
 
     **Arguments:** as for `value_and_grad`; the rule must be e-prop with a window, and the loss a
     sum over time. With `has_aux=True` what the loss returns beside its value gets a leading axis

@@ -6,7 +6,7 @@ trained by e-prop and by BPTT on all points at once, and at every epoch its resp
 are computed with a rotating and with a concatenated buffer, which must give the same.
 
 After the tutorial of BrainPy on delay variables, there without recurrent synapses and with spikes
-that reset the potential to 0. It takes a few seconds.
+that reset the potential to 0. It takes half a minute.
 """
 
 import dataclasses

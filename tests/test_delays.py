@@ -151,6 +151,23 @@ def test_both_lines_have_one_gradient():
         assert_trees_close(rotating.w_in, concatenated.w_in, 1e-14, str(rule))
 
 
+def test_delays_in_float32_are_whole_steps():
+    delays = jnp.arange(200, dtype=jnp.float32) * 0.1
+    network = eprop.Network(
+        eprop.LIF(200, dt=0.1), n_in=1, n_out=1, delay_rec=delays, key=jax.random.key(0)
+    )
+    np.testing.assert_array_equal(network.delays[1:], np.arange(200))
+
+
+def test_blocks_are_about_as_long_as_their_history():
+    """Each begins with what was under way: short ones would keep it many times over."""
+    for delay, length in ((0.0, 30), (200.0, 150), (225.0, 225)):
+        network = eprop.Network(
+            eprop.LIF(100), n_in=40, n_out=1, delay_rec=delay, key=jax.random.key(0)
+        )
+        assert network.block_length(2250, 64) == length
+
+
 def test_delays_matter():
     """Else all of this would pass without them."""
     _, _, expected = delayed_case()
@@ -219,6 +236,8 @@ def test_chunks():
         ({"delay_in": -1.0}, ValueError, ["delay_in = -1.0 ms", "at least 0"]),
         ({"delay_rec": 1.25}, ValueError, ["delay_rec = 1.25 ms", "dt = 0.5 ms"]),
         ({"delay_rec": [1.0, 2.0]}, ValueError, ["delay_rec has shape (2,)", "6 neurons"]),
+        ({"delay_in": [1.0, 2.0]}, ValueError, ["delay_in has shape (2,)", "3 inputs"]),
+        ({"delay_rec": 1e300}, ValueError, ["delay_rec = 1e+300 ms"]),
         ({"delay_in": np.nan}, ValueError, ["delay_in", "finite"]),
         ({"delay_in": "1 ms"}, TypeError, ["delay_in = '1 ms'", "real number"]),
         ({"delay_line": eprop.RotatingBuffer}, TypeError, ["delay_line", "RotatingBuffer()"]),

@@ -62,6 +62,18 @@ BAD_LEARNERS = {
     "BPTT": ({"rule": eprop.BPTT()}, TypeError, ["BPTT", "can't learn online"]),
     "update_every": ({"update_every": 0}, ValueError, ["update_every = 0", "at least 1"]),
     "tau_rate": ({"tau_rate": -1.0}, ValueError, ["tau_rate", "-1.0"]),
+    "optimizer": ({"optimizer": optax.sgd}, TypeError, ["optimizer", "optax.adam(1e-3)"]),
+    "penalty": ({"rate_penalty": 20.0}, TypeError, ["rate_penalty = 20.0", "RatePenalty(10.0"]),
+    "target rate": (
+        {"rate_penalty": eprop.RatePenalty(-1.0)},
+        ValueError,
+        ["rate_penalty.target_rate = -1.0", "at least 0"],
+    ),
+    "weight": (
+        {"rate_penalty": eprop.RatePenalty(10.0, np.nan)},
+        ValueError,
+        ["rate_penalty.weight", "finite"],
+    ),
     "window": (
         {"rule": eprop.EProp(window=3)},
         ValueError,
@@ -114,6 +126,14 @@ BAD_CHUNKS = {
 }
 
 
+def test_no_loss():
+    assert_raises(
+        lambda: eprop.OnlineLearner(CASE.network, None, eprop.EProp(), optax.sgd(1e-3)),
+        TypeError,
+        ["loss = None", "loss(trajectory, targets)"],
+    )
+
+
 @check(BAD_CHUNKS)
 def test_bad_chunk(given, error, parts):
     """And learning goes on from the same state as if nothing had been."""
@@ -160,6 +180,16 @@ BAD_STATES = {
         ValueError,
         ["another network", "structure"],
     ),
+    "optimizer": (
+        lambda: learner_of(optimizer=optax.adam(1e-3)).init(BATCH),
+        ValueError,
+        ["another learner", "optimizer"],
+    ),
+    "feedback": (
+        lambda: learner_of(rule=eprop.EProp(eprop.RandomFeedback(CASE.b))).init(BATCH),
+        ValueError,
+        ["another learner", "feedback"],
+    ),
     "batch": (lambda: learner_of().init(5), ValueError, ["of 2 examples", "is of 5"]),
     "amid an update": (
         lambda: learning()[0].step(learning()[1], INPUTS[0], TARGETS[0])[0],
@@ -173,6 +203,16 @@ BAD_STATES = {
 def test_bad_state(given, error, parts):
     state = given()
     assert_raises(lambda: learning()[0].run(state, (INPUTS, TARGETS)), error, parts)
+
+
+def test_a_state_past_its_update_is_updated():
+    """As a learner that updates less often leaves it."""
+    state = learner_of(update_every=8).init(BATCH)
+    for t in range(6):
+        state, _ = learner_of(update_every=8).step(state, INPUTS[t], TARGETS[t])
+    after, _ = learner_of().step(state, INPUTS[6], TARGETS[6])
+    assert state.since_update == 6 and after.since_update == 0
+    assert np.abs(after.network.w_in - state.network.w_in).max() > 1e-6
 
 
 def test_checkpoint_of_another_network(tmp_path):
@@ -215,13 +255,20 @@ class TestNotFinite:
         def at_its_edge(trajectory, targets):
             return jnp.sqrt(jnp.square(trajectory.outputs - trajectory.outputs)).sum()
 
-        learner = eprop.OnlineLearner(CASE.network, at_its_edge, eprop.EProp(), optax.sgd(1e-3))
-        state = learner.init(BATCH)
-        assert_raises(
-            lambda: learner.step(state, INPUTS[0], TARGETS[0]),
-            FloatingPointError,
-            ["network.w_in", "after step 1"],
-        )
+        for update_every, name in ((1, "network.w_in"), (5, "gradients.synapses")):
+            learner = eprop.OnlineLearner(
+                CASE.network,
+                at_its_edge,
+                eprop.EProp(),
+                optax.sgd(1e-3),
+                update_every=update_every,
+            )
+            state = learner.init(BATCH)
+            assert_raises(
+                functools.partial(learner.step, state, INPUTS[0], TARGETS[0]),
+                FloatingPointError,
+                [name, "after step 1"],
+            )
 
 
 def test_within_jit_too():
