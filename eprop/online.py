@@ -85,6 +85,7 @@ class OnlineLearner(eqx.Module):
     tau_rate: float = eqx.field(static=True)
     trainable: Any = eqx.field(static=True)
     optimizer_structure: Any = eqx.field(static=True)
+    """Of the optimiser's state: to find it anew at each step would take as long as the step."""
 
     def __init__(
         self,

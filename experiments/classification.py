@@ -1,36 +1,20 @@
-"""What the experiments that classify spike sequences have in common: rule, training, results."""
+"""What the experiments that classify spike sequences have in common: keys, accuracy, training."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
 import eprop
 
+from .runs import random_key
 
-def make_rule(learner: str, n: int, n_out: int, key: Array) -> eprop.AbstractRule:
-    """The one thing that differs between trainings of one seed.
-
-    `learner` is a name in `figures.plotting.RULES`; `n` neurons are led by `n_out` readouts.
-    """
-    b = jax.random.normal(key, (n, n_out))
-    rules = {
-        "bptt": eprop.BPTT(),
-        "symmetric": eprop.EProp(),
-        "random": eprop.EProp(eprop.RandomFeedback(b)),
-    }
-    return rules[learner]
-
-
-def key_of(seed: int, purpose: str) -> Array:
-    """A random key of its own for each purpose."""
-    purposes = ("weights", "feedback", "patterns", "batches")
-    return jax.random.fold_in(jax.random.key(seed), purposes.index(purpose))
+key_of = functools.partial(random_key, ("weights", "feedback", "patterns", "batches"))
 
 
 def accuracy(scores: Float[Array, "batch n_out"], labels: Int[Array, " batch"]) -> Float[Array, ""]:

@@ -26,9 +26,10 @@ import eprop
 from eprop import losses
 from figures.digits import draw
 
-from .classification import accuracy, key_of, make_rule, train
+from .classification import accuracy, key_of, train
 from .digit_spikes import N_PIXELS, Digits, by_latency, by_rows, load
-from .runs import RunFolder
+from .learners import make_rule
+from .runs import RunFolder, resumable
 
 N_CLASSES = 10
 
@@ -197,7 +198,8 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
         return {"validation_accuracy": correct(state.network, *validation)}
 
     for seed in config.seeds:
-        rule = make_rule(config.learner, config.n, N_CLASSES, key_of(seed, "feedback"))
+        b = jax.random.normal(key_of(seed, "feedback"), (config.n, N_CLASSES))
+        rule = make_rule(config.learner, b)
         state, rows = train(
             make_network(config, seed),
             rule,
@@ -248,12 +250,8 @@ def main(args: Sequence[str] | None = None) -> None:
         prog="python -m experiments.digits",
         description=__doc__,
     )
-    try:
+    with resumable():
         summary = run(config)
-    except KeyboardInterrupt:
-        raise SystemExit(
-            "Interrupted. The same command goes on from the last checkpoint."
-        ) from None
     figure = draw([config.folder], config.folder / "figure.png")
     accuracies = ", ".join(f"{100 * found:.1f}" for found in summary["test_accuracy"])
     print(

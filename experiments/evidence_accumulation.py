@@ -9,6 +9,7 @@ A run can be interrupted at any time: the same command goes on from the last che
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,12 @@ from eprop import losses
 from eprop.tasks import EvidenceAccumulation
 from figures.evidence_accumulation import draw
 
-from .runs import RunFolder
+from . import learners
+from .runs import RunFolder, random_key, resumable
+
+key_of = functools.partial(
+    random_key, ("weights", "feedback", "training", "validation", "test", "figure")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,15 +155,11 @@ def make_network(config: Config, key: Array) -> eprop.Network:
 
 def make_rule(config: Config, key: Array) -> eprop.AbstractRule:
     """The one thing that differs between a run by e-prop and one by BPTT."""
+    learner = config.feedback
     if config.rule == "bptt":
-        return eprop.BPTT(config.stop_z_gradients)
+        learner = "bptt_stop_z" if config.stop_z_gradients else "bptt"
     b = jax.random.normal(key, (config.n_lif + config.n_alif, config.task.n_out))
-    feedback = {
-        "symmetric": eprop.SymmetricFeedback(),
-        "random": eprop.RandomFeedback(b),
-        "adaptive": eprop.AdaptiveFeedback(b, config.feedback_decay),
-    }[config.feedback]
-    return eprop.EProp(feedback)
+    return learners.make_rule(learner, b, config.feedback_decay)
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
@@ -194,14 +196,14 @@ def answers(outputs: Array, mask: Array) -> Array:
 
 
 def init(config: Config) -> State:
-    network = make_network(config, _key(config, "weights"))
-    rule = make_rule(config, _key(config, "feedback"))
+    network = make_network(config, key_of(config.seed, "weights"))
+    rule = make_rule(config, key_of(config.seed, "feedback"))
     return State(eprop.init_training(network, rule, make_optimizer(config)), network)
 
 
 def make_batches(config: Config) -> Callable[[int], tuple[Array, Any]]:
     """The trials of each iteration: inputs and targets, all of them new."""
-    trials = _key(config, "training")
+    trials = key_of(config.seed, "training")
 
     @jax.jit
     def batch(iteration):
@@ -250,7 +252,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     error = make_error(config, config.validation_batches)
 
     def validate(state: State, iteration: int) -> dict[str, Array]:
-        key = jax.random.fold_in(_key(config, "validation"), iteration)
+        key = jax.random.fold_in(key_of(config.seed, "validation"), iteration)
         return {"validation_error": error(state.average, key)}
 
     def passed(row: dict[str, Any]) -> bool:
@@ -274,7 +276,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
         "learner": config.learner,
         "reached_criterion": passed(metrics[-1]),
         "iterations": len(metrics),
-        "test_error": float(test(state.average, _key(config, "test"))),
+        "test_error": float(test(state.average, key_of(config.seed, "test"))),
         "test_trials": config.test_batches * config.batch_size,
         "seconds": metrics[-1]["seconds"],
     }
@@ -287,7 +289,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
 def record_trial(config: Config, state: State) -> dict[str, Array]:
     """A trial answered correctly, if there is one among a few, and all the figure shows of it."""
     network, task = state.average, config.task
-    trials = task.sample(_key(config, "figure"), 16)
+    trials = task.sample(key_of(config.seed, "figure"), 16)
     correct = answers(network(trials.inputs).outputs, trials.mask) == trials.labels
     chosen = jnp.argmax(correct)
     trials = trials._replace(
@@ -334,12 +336,8 @@ def main(args: Sequence[str] | None = None) -> None:
         prog="python -m experiments.evidence_accumulation [default|reference]",
         description=__doc__,
     )
-    try:
+    with resumable():
         summary = run(config)
-    except KeyboardInterrupt:
-        raise SystemExit(
-            "Interrupted. The same command goes on from the last checkpoint."
-        ) from None
     figure = draw(config.folder)
     reached = "Criterion met" if summary["reached_criterion"] else "Criterion NOT met"
     print(
@@ -349,12 +347,6 @@ def main(args: Sequence[str] | None = None) -> None:
         f"{summary['test_error']:.1%}\n"
         f"Figure: {figure}"
     )
-
-
-def _key(config: Config, purpose: str) -> Array:
-    """A random key of its own for each purpose."""
-    purposes = ("weights", "feedback", "training", "validation", "test", "figure")
-    return jax.random.fold_in(jax.random.key(config.seed), purposes.index(purpose))
 
 
 if __name__ == "__main__":

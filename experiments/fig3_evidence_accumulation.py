@@ -20,7 +20,7 @@ import tyro
 from figures.fig3_evidence_accumulation import NAMES, draw
 
 from . import evidence_accumulation
-from .runs import RunFolder
+from .runs import RunFolder, resumable
 
 RULES: dict[str, dict[str, Any]] = {
     "random": {"feedback": "random"},
@@ -112,12 +112,8 @@ def main(args: Sequence[str] | None = None) -> None:
         prog="python -m experiments.fig3_evidence_accumulation",
         description=__doc__,
     )
-    try:
+    with resumable():
         summaries = run(config)
-    except KeyboardInterrupt:
-        raise SystemExit(
-            "Interrupted. The same command goes on from the last checkpoint."
-        ) from None
     folders = [
         one.folder
         for runs in runs_of(config, evidence_accumulation.PRESETS["default"]).values()

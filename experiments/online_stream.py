@@ -10,6 +10,7 @@ A run can be interrupted at any time: the same command goes on from the last che
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,10 @@ from eprop.network import NetworkState
 from eprop.tasks import SwitchingPatterns
 from figures.online_stream import draw
 
-from .runs import RunFolder
+from .learners import make_rule
+from .runs import RunFolder, random_key, resumable
+
+key_of = functools.partial(random_key, ("weights", "feedback", "stream"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +125,15 @@ def make_learner(config: Config) -> eprop.OnlineLearner:
         n_out=pattern.n_out,
         tau_out=config.tau_out,
         scale_readout=True,
-        key=_key(config, "weights"),
+        key=key_of(config.seed, "weights"),
     )
-    b = jax.random.normal(_key(config, "feedback"), (config.n, pattern.n_out))
-    feedback = {"symmetric": eprop.SymmetricFeedback(), "random": eprop.RandomFeedback(b)}
+    b = jax.random.normal(key_of(config.seed, "feedback"), (config.n, pattern.n_out))
+    rule = make_rule(config.feedback, b)
+    assert isinstance(rule, eprop.EProp)
     return eprop.OnlineLearner(
         network,
         squared_error,
-        eprop.EProp(feedback[config.feedback]),
+        rule,
         optax.sgd(config.learning_rate),
         update_every=config.update_every,
         rate_penalty=eprop.RatePenalty(config.rate_target_hz, config.rate_penalty),
@@ -155,7 +160,7 @@ def init(config: Config) -> State:
 
 def make_batches(config: Config) -> Callable[[int], Batch]:
     """One repetition of the stream for each iteration."""
-    key = _key(config, "stream")
+    key = key_of(config.seed, "stream")
 
     @jax.jit
     def batch(iteration):
@@ -274,12 +279,8 @@ def main(args: Sequence[str] | None = None) -> int:
     config = tyro.cli(
         Config, args=args, prog="python -m experiments.online_stream", description=__doc__
     )
-    try:
+    with resumable():
         summary = run(config)
-    except KeyboardInterrupt:
-        raise SystemExit(
-            "Interrupted. The same command goes on from the last checkpoint."
-        ) from None
     print(
         f"{table(summary)}\n"
         f"{'Learned' if summary['passed'] else 'NOT learned'}: in each phase the error falls by "
@@ -289,12 +290,6 @@ def main(args: Sequence[str] | None = None) -> int:
         f"Figure: {draw(config.folder)}"
     )
     return 0 if summary["passed"] else 1
-
-
-def _key(config: Config, purpose: str) -> Array:
-    """A random key of its own for each purpose."""
-    purposes = ("weights", "feedback", "stream")
-    return jax.random.fold_in(jax.random.key(config.seed), purposes.index(purpose))
 
 
 if __name__ == "__main__":

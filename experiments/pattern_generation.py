@@ -25,7 +25,7 @@ from figures.figS7_pattern_generation import draw
 
 from . import patterns
 from .patterns import Setting
-from .runs import RunFolder
+from .runs import RunFolder, resumable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +126,8 @@ def main(args: Sequence[str] | None = None) -> None:
         description=__doc__,
         config=(tyro.conf.AvoidSubcommands,),
     )
-    try:
+    with resumable():
         summary = run(config)
-    except KeyboardInterrupt:
-        raise SystemExit(
-            "Interrupted. The same command goes on from the last checkpoint."
-        ) from None
     figure = draw([config.folder], config.folder / "figure.png")
     print(
         f"Half the squared error, summed over the pattern, learning by {config.learner}, "

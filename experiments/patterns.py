@@ -4,11 +4,11 @@ A training is a pure function of a setting, a rule's name and a seed.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -17,6 +17,11 @@ from jaxtyping import Array
 import eprop
 from eprop import losses
 from eprop.tasks import Lemniscate, PatternGeneration
+
+from . import learners
+from .runs import random_key
+
+key_of = functools.partial(random_key, ("weights", "feedback", "pattern"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +71,6 @@ MILESTONES = (1, 500, 2000)
 """The iterations whose squared error a summary has, beside the last."""
 
 
-def key_of(seed: int, purpose: str) -> Array:
-    """A random key of its own for each purpose."""
-    return jax.random.fold_in(
-        jax.random.key(seed), ("weights", "feedback", "pattern").index(purpose)
-    )
-
-
 def make_data(setting: Setting, seed: int) -> tuple[Array, Array]:
     """Inputs and target, the same at every iteration."""
     inputs, targets = setting.task.sample(key_of(seed, "pattern"), 1)
@@ -104,17 +102,10 @@ def make_network(setting: Setting, seed: int) -> eprop.Network:
 
 
 def make_rule(setting: Setting, learner: str, seed: int) -> eprop.AbstractRule:
-    """The one thing that differs between trainings of one seed."""
+    """With feedback of the seed."""
     shape = (setting.n_lif + setting.n_alif, setting.task.n_out)
     b = eprop.network.fan_in_normal(key_of(seed, "feedback"), shape, jnp.result_type(float))
-    rules = {
-        "bptt": eprop.BPTT(),
-        "bptt_stop_z": eprop.BPTT(stop_z_gradients=True),
-        "symmetric": eprop.EProp(eprop.SymmetricFeedback()),
-        "random": eprop.EProp(eprop.RandomFeedback(b)),
-        "adaptive": eprop.EProp(eprop.AdaptiveFeedback(b, setting.feedback_decay)),
-    }
-    return rules[learner]
+    return learners.make_rule(learner, b, setting.feedback_decay)
 
 
 def make_optimizer(setting: Setting) -> optax.GradientTransformation:

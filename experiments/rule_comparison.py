@@ -26,7 +26,7 @@ from figures.rule_comparison import draw
 
 from . import patterns
 from .patterns import LEARNERS, Setting
-from .runs import RunFolder
+from .runs import RunFolder, resumable
 
 WEIGHTS = ("w_in", "w_rec")
 """The matrices whose gradients are compared."""
@@ -133,12 +133,8 @@ def main(args: Sequence[str] | None = None) -> None:
         description=__doc__,
         config=(tyro.conf.AvoidSubcommands,),
     )
-    try:
+    with resumable():
         summary = run(config)
-    except KeyboardInterrupt:
-        raise SystemExit(
-            "Interrupted. The same command goes on from the last checkpoint."
-        ) from None
     print("Half the squared error, summed over the pattern, and the angle to BPTT's gradient:")
     for learner, found in summary["learners"].items():
         print(f"{plotting.NAMES[learner]}\n{patterns.in_words(found['squared_error'])}")

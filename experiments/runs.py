@@ -1,13 +1,19 @@
-"""The folder of one run: its configuration and results; `eprop.fit` keeps its own files there.
+"""What all runs need: a folder, random keys, a word to who interrupts them.
+
+In the folder of a run are its configuration and results; `eprop.fit` keeps its own files there.
 
 Every file is written whole or not at all, and a folder belongs to one configuration.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import Array
 
 from eprop import files
 
@@ -37,3 +43,19 @@ class RunFolder:
         files.write_atomically(
             self.path / f"{name}.npz", lambda file: np.savez(file, allow_pickle=False, **arrays)
         )
+
+
+def random_key(purposes: Sequence[str], seed: int, purpose: str) -> Array:
+    """A random key of its own for each purpose; new purposes go to the end."""
+    return jax.random.fold_in(jax.random.key(seed), purposes.index(purpose))
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Ends the program with what to do, where it is interrupted while something is trained."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(
+            "Interrupted. The same command goes on from the last checkpoint."
+        ) from None

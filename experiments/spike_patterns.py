@@ -27,8 +27,9 @@ import eprop
 from eprop import losses
 from figures.spike_patterns import draw
 
-from .classification import accuracy, key_of, make_rule, train
-from .runs import RunFolder
+from .classification import accuracy, key_of, train
+from .learners import make_rule
+from .runs import RunFolder, resumable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +191,8 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     judge = eqx.filter_jit(lambda network, inputs, labels: loss(network(inputs), labels)[1])
     for seed in config.seeds:
         network, data = make_network(config, seed), make_data(config, seed)
-        rule = make_rule(config.learner, config.n, config.n_classes, key_of(seed, "feedback"))
+        b = jax.random.normal(key_of(seed, "feedback"), (config.n, config.n_classes))
+        rule = make_rule(config.learner, b)
         state, rows = train(
             network,
             rule,
@@ -240,12 +242,8 @@ def main(args: Sequence[str] | None = None) -> None:
         prog="python -m experiments.spike_patterns [default|tutorial]",
         description=__doc__,
     )
-    try:
+    with resumable():
         summary = run(config)
-    except KeyboardInterrupt:
-        raise SystemExit(
-            "Interrupted. The same command goes on from the last checkpoint."
-        ) from None
     figure = draw([config.folder], config.folder / "figure.png")
     accuracies = ", ".join(f"{100 * found:.1f}" for found in summary["accuracy"])
     print(

@@ -16,10 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from figures import plotting
-from figures.seed_runs import Run, comparable, folders_of, read
+from figures import finished, plotting
+from figures.seed_runs import Run, comparable, read
 
-RESULTS = Path("results/digits")
 TITLES = {"rows": "Row by row", "latency": "By latency: the brighter, the earlier"}
 
 
@@ -108,7 +107,7 @@ def _same_scale(panels: Sequence[Axes]) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    folders = folders_of(arguments, RESULTS, "digits")
+    folders = finished.folders_of("experiments.digits", arguments)
     print(draw(folders, folders[0].parent / "figure.png"))
 
 

@@ -7,41 +7,20 @@ Spikes and curves are of the first seed, by random feedback if it is among the r
 Losses are noisy: they are means over blocks of iterations.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from eprop.files import differences, read_rows
-from figures import plotting
+from eprop.files import differences
+from figures import finished, plotting
+from figures.seed_runs import Run, read
 
-RESULTS = Path("results/pattern_generation")
 ORDER = ("random", "symmetric", "adaptive", "bptt")
-
-
-class Run(NamedTuple):
-    """What is drawn of a run."""
-
-    learner: str
-    setting: dict[str, Any]
-    errors: np.ndarray
-    """Half the squared error, `[seed, iteration]`."""
-    trial: dict[str, np.ndarray]
-
-
-def read(folder: Path) -> Run:
-    config = json.loads((folder / "config.json").read_text())
-    summary = json.loads((folder / "summary.json").read_text())
-    with np.load(folder / "trial.npz") as arrays:
-        trial = dict(arrays)
-    rows = [read_rows(folder / f"seed{seed}" / "metrics.jsonl") for seed in summary["seeds"]]
-    errors = np.array([[row["squared_error"] for row in of_seed] for of_seed in rows])
-    return Run(summary["learner"], config["setting"], errors, trial)
 
 
 def draw(folders: Sequence[Path], path: Path) -> Path:
@@ -49,7 +28,7 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
     runs = sorted((read(folder) for folder in folders), key=lambda run: ORDER.index(run.learner))
     first = runs[0]
     for run in runs[1:]:
-        if changed := differences(first.setting, run.setting):
+        if changed := differences(first.config["setting"], run.config["setting"]):
             raise ValueError(
                 f"the runs by {first.learner} and {run.learner} are of different settings "
                 f"({changed}): name the folders of runs that are to be compared"
@@ -67,7 +46,7 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
 
 
 def _spikes(figure: SubFigure, run: Run) -> None:
-    dt = run.setting["task"]["dt"]
+    dt = run.config["setting"]["task"]["dt"]
     inputs, neurons = figure.subplots(1, 2, sharex=True)
     plotting.raster(inputs, run.trial["inputs"], dt)
     inputs.set(title="a   Input spikes, the same at every iteration", ylabel="input")
@@ -94,7 +73,7 @@ def _curves(figure: SubFigure, run: Run) -> None:
 
 
 def _in_time(axes: Axes, curves: dict[str, np.ndarray], run: Run) -> None:
-    dt = run.setting["task"]["dt"]
+    dt = run.config["setting"]["task"]["dt"]
     for name, style in _styles(run).items():
         for k, line in enumerate(curves[name].T):
             label = name if k == 0 else None
@@ -119,25 +98,21 @@ def _styles(run: Run) -> dict[str, dict[str, Any]]:
 
 def _losses(axes: Axes, runs: Sequence[Run]) -> None:
     for run in runs:
-        before, errors = plotting.in_blocks(run.errors, 200)
+        _, errors = run.curve("squared_error")
+        before, errors = plotting.in_blocks(errors, 200)
         plotting.learning_curve(axes, 1 + before, errors, run.learner)
     axes.set(
-        title=f"e   Learning: {plotting.mean_of(min(len(run.errors) for run in runs))}",
+        title=f"e   Learning: {plotting.mean_of(min(len(run.rows) for run in runs))}",
         xlabel="iteration",
         ylabel=r"$\frac{1}{2}\,\Sigma_{t,k}\,(y_{t,k} - y^*_{t,k})^2$",
         yscale="log",
-        xlim=(0, max(run.errors.shape[1] for run in runs)),
+        xlim=(0, max(len(run.rows[0]) for run in runs)),
     )
     axes.legend(loc="upper right", ncols=2, handlelength=3.5)
 
 
 def main(arguments: Sequence[str]) -> None:
-    folders = [Path(argument) for argument in arguments]
-    folders = folders or [path.parent for path in sorted(RESULTS.glob("*/summary.json"))]
-    if not folders:
-        raise SystemExit(
-            f"no finished run in {RESULTS}: make one with python -m experiments.pattern_generation"
-        )
+    folders = finished.folders_of("experiments.pattern_generation", arguments)
     print(draw(folders, folders[0].parent / "figS7.png"))
 
 

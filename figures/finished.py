@@ -16,6 +16,14 @@ def runs_of(experiment: str) -> list[Path]:
     return sorted({path.parent for path in paths})
 
 
+def folders_of(experiment: str, arguments: Sequence[str]) -> list[Path]:
+    """Those named, or those of all its finished runs; ends the program if there are none."""
+    folders = [Path(argument) for argument in arguments] or runs_of(experiment)
+    if not folders:
+        raise SystemExit(missing(experiment))
+    return folders
+
+
 def missing(experiment: str) -> str:
     """What to say where there is no finished run."""
     folder = RESULTS / experiment.rpartition(".")[2]

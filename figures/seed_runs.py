@@ -58,14 +58,3 @@ def comparable(runs: Sequence[Run]) -> list[Run]:
                 f"({changed}): name the folders of runs that are to be compared"
             )
     return runs
-
-
-def folders_of(arguments: Sequence[str], results: Path, experiment: str) -> list[Path]:
-    """Those named, or those of all finished runs in `results`."""
-    named = [Path(argument) for argument in arguments]
-    folders = named or [path.parent for path in sorted(results.glob("*/summary.json"))]
-    if not folders:
-        raise SystemExit(
-            f"no finished run in {results}: make one with python -m experiments.{experiment}"
-        )
-    return folders

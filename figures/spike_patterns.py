@@ -15,10 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import PercentFormatter
 
-from figures import plotting
-from figures.seed_runs import Run, comparable, folders_of, read
-
-RESULTS = Path("results/spike_patterns")
+from figures import finished, plotting
+from figures.seed_runs import Run, comparable, read
 
 
 def draw(folders: Sequence[Path], path: Path) -> Path:
@@ -76,7 +74,7 @@ def _end(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    folders = folders_of(arguments, RESULTS, "spike_patterns")
+    folders = finished.folders_of("experiments.spike_patterns", arguments)
     print(draw(folders, folders[0].parent / "figure.png"))
 
 

@@ -13,8 +13,11 @@ import eprop
 from eprop.files import read_rows
 from experiments import classification, digit_spikes
 from experiments import digits as experiment
+from experiments.learners import make_rule
 from figures import digits as figure
+from figures import finished
 
+RESULTS = finished.RESULTS / "digits"
 pytestmark = [pytest.mark.experiment, pytest.mark.usefixtures("compile_quickly")]
 
 SMALL = experiment.Config(
@@ -127,8 +130,8 @@ def test_every_learner_leaves_whole_results(tmp_path, few, changes):
 def train(config, digits, folder=None):
     return classification.train(
         experiment.make_network(config, 0),
-        classification.make_rule(
-            config.learner, config.n, 10, classification.key_of(0, "feedback")
+        make_rule(
+            config.learner, jax.random.normal(classification.key_of(0, "feedback"), (config.n, 10))
         ),
         experiment.make_loss(config),
         experiment.make_optimizer(config),
@@ -191,7 +194,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, few, monkeypatc
             config.folder / "seed3" / "checkpoint.eprop",
             eprop.init_training(
                 experiment.make_network(config, 3),
-                classification.make_rule("random", 8, 10, classification.key_of(3, "feedback")),
+                make_rule("random", jnp.ones((8, 10))),
                 experiment.make_optimizer(config),
             ),
         )[0]
@@ -225,12 +228,12 @@ def test_scores_are_means_of_the_time_to_answer():
 
 class TestFigure:
     def test_of_both_encodings(self, tmp_path, few, monkeypatch, capsys):
-        results = tmp_path / figure.RESULTS
+        results = tmp_path / RESULTS
         for changes in ({}, {"rule": "bptt"}, {"encoding": "latency"}):
             experiment.run(small(results, seeds=(0,), **changes), progress=False)
         monkeypatch.chdir(tmp_path)
         figure.main([])
-        assert capsys.readouterr().out.strip() == str(figure.RESULTS / "figure.png")
+        assert capsys.readouterr().out.strip() == str(RESULTS / "figure.png")
         assert_drawn(results / "figure.png")
 
     def test_says_what_is_missing(self, tmp_path, monkeypatch):

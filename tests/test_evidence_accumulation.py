@@ -152,7 +152,7 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path):
 
 def test_trials_for_the_test_are_never_used_before(tmp_path):
     keys = [
-        experiment._key(SMALL, purpose)
+        experiment.key_of(SMALL.seed, purpose)
         for purpose in ("weights", "feedback", "training", "validation", "test", "figure")
     ]
     data = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}

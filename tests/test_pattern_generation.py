@@ -18,7 +18,9 @@ from eprop.tasks import Lemniscate, PatternGeneration
 from experiments import pattern_generation as experiment
 from experiments import patterns
 from figures import figS7_pattern_generation as figure
+from figures import finished
 
+RESULTS = finished.RESULTS / "pattern_generation"
 pytestmark = [pytest.mark.experiment, pytest.mark.usefixtures("compile_quickly")]
 
 TASK = PatternGeneration(n_in=20, duration_ms=60.0, rate_hz=200.0, periods_ms=(60.0, 30.0))
@@ -30,7 +32,7 @@ LEMNISCATE = dataclasses.replace(SETTING, task=Lemniscate(20, 60.0, 200.0), n_al
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, compile_quickly):
     """A folder of runs by random feedback and by BPTT."""
-    folder = tmp_path_factory.mktemp("here") / figure.RESULTS
+    folder = tmp_path_factory.mktemp("here") / RESULTS
     for rule in ("eprop", "bptt"):
         experiment.run(dataclasses.replace(SMALL, results=folder, rule=rule), progress=False)
     return folder
@@ -172,9 +174,9 @@ class TestFigure:
     def test_of_several_runs(self, results, monkeypatch, capsys):
         monkeypatch.chdir(results.parents[1])
         figure.main([])
-        assert capsys.readouterr().out.strip() == str(figure.RESULTS / "figS7.png")
+        assert capsys.readouterr().out.strip() == str(RESULTS / "figS7.png")
         both = (results / "figS7.png").read_bytes()
-        figure.main([str(figure.RESULTS / "random")])
+        figure.main([str(RESULTS / "random")])
         assert_drawn(results / "figS7.png")
         assert (results / "figS7.png").read_bytes() != both
 

@@ -12,8 +12,11 @@ import eprop
 from eprop.files import read_rows
 from experiments import classification
 from experiments import spike_patterns as experiment
+from experiments.learners import make_rule
+from figures import finished
 from figures import spike_patterns as figure
 
+RESULTS = finished.RESULTS / "spike_patterns"
 pytestmark = [pytest.mark.experiment, pytest.mark.usefixtures("compile_quickly")]
 
 SMALL = experiment.Config(
@@ -29,9 +32,8 @@ def small(folder, **changes):
 def after_training(config, seed=0, folder=None):
     network = experiment.make_network(config, seed)
     data = experiment.make_data(config, seed)
-    rule = classification.make_rule(
-        config.learner, config.n, config.n_classes, classification.key_of(seed, "feedback")
-    )
+    b = jax.random.normal(experiment.key_of(seed, "feedback"), (config.n, config.n_classes))
+    rule = make_rule(config.learner, b)
     return classification.train(
         network,
         rule,
@@ -142,14 +144,14 @@ def test_the_tutorial_preset():
 
 class TestFigure:
     def test_of_several_runs(self, tmp_path, monkeypatch, capsys):
-        results = tmp_path / figure.RESULTS
+        results = tmp_path / RESULTS
         for changes in ({}, {"rule": "bptt"}):
             experiment.run(small(results, **changes), progress=False)
         monkeypatch.chdir(tmp_path)
         figure.main([])
-        assert capsys.readouterr().out.strip() == str(figure.RESULTS / "figure.png")
+        assert capsys.readouterr().out.strip() == str(RESULTS / "figure.png")
         both = (results / "figure.png").read_bytes()
-        figure.main([str(figure.RESULTS / "random")])
+        figure.main([str(RESULTS / "random")])
         assert_drawn(results / "figure.png")
         assert (results / "figure.png").read_bytes() != both
 
