@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from figures import finished, plotting
 
@@ -66,6 +67,7 @@ def _points(axes: Axes, programs: dict[str, Any], key: str) -> None:
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(min(values.values()) / 2, 4 * max(values.values()))
     axes.set_yticks(range(len(programs)), list(programs))
     axes.set_ylim(len(programs) - 0.4, -0.6)

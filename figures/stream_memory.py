@@ -34,7 +34,7 @@ def draw(folder: Path) -> Path:
                 label="the whole sequence" if window is None else f"windows of {window} steps",
             )
         axes.set_xscale("log")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * max(row["peak_bytes"] for row in metrics["rows"]) / 2**20)
         axes.set_xlabel("length of the sequence in steps")
         axes.set_ylabel("peak memory of the process in MiB")
         axes.legend(loc="upper left")
