@@ -1,55 +1,85 @@
-"""E-prop for recurrent spiking networks: exact, online, and faster than BPTT."""
+"""E-prop for recurrent spiking networks: exact, online, and faster than BPTT.
+
+From what a neuron is to how a network learns, each room built on those before:
+`cells` and `synapses` make a `layer`, layers and a `readout` a `network`; `traces` follow what
+each synapse did; `recursion`, `windowed` and `reverse` make gradients of them, and `adjoint` a
+derivative of the network's run; `rules` choose it, `online`, `streaming` and `training` use it.
+"""
 
 from . import checkpoints, losses
 from .cells import (
     ALIF,
     LIF,
+    LSTM,
     AbstractCell,
     ALIFState,
     CurrentLIF,
     CurrentLIFState,
     Jacobians,
+    LeakyTanh,
+    LeakyTanhState,
     LIFState,
+    LSTMState,
 )
 from .delays import ConcatenatedBuffer, RotatingBuffer
+from .diagnostics import (
+    EligibilityTraces,
+    LearningSignals,
+    eligibility_traces,
+    learning_signals,
+    total_derivative,
+)
+from .dropout import Dropout
 from .feedback import AbstractFeedback, AdaptiveFeedback, RandomFeedback, SymmetricFeedback
-from .learning_signals import LearningSignals, learning_signals, total_derivative
-from .network import Network, Trajectory
+from .layer import Layer, LayerTrajectory
+from .network import BPTT, AbstractRule, Network, NetworkState, Trajectory
 from .online import LearnerState, OnlineLearner
-from .rules import BPTT, AbstractRule, EProp, apply_updates, grad, value_and_grad
+from .rules import EProp, apply_updates, grad, value_and_grad
 from .running_rates import RatePenalty
 from .streaming import stream_value_and_grad
 from .surrogate import AbstractSurrogate, Arctan, Exponential, FastSigmoid, Triangular
-from .traces import EligibilityTraces, eligibility_traces
+from .synapses import AbstractSynapses, Convolution, Dense, Sparse
 from .training import TrainState, fit, init_training, training_step
 
 __all__ = [
     "ALIF",
     "BPTT",
     "LIF",
+    "LSTM",
     "ALIFState",
     "AbstractCell",
     "AbstractFeedback",
     "AbstractRule",
     "AbstractSurrogate",
+    "AbstractSynapses",
     "AdaptiveFeedback",
     "Arctan",
     "ConcatenatedBuffer",
+    "Convolution",
     "CurrentLIF",
     "CurrentLIFState",
+    "Dense",
+    "Dropout",
     "EProp",
     "EligibilityTraces",
     "Exponential",
     "FastSigmoid",
     "Jacobians",
     "LIFState",
+    "LSTMState",
+    "Layer",
+    "LayerTrajectory",
+    "LeakyTanh",
+    "LeakyTanhState",
     "LearnerState",
     "LearningSignals",
     "Network",
+    "NetworkState",
     "OnlineLearner",
     "RandomFeedback",
     "RatePenalty",
     "RotatingBuffer",
+    "Sparse",
     "SymmetricFeedback",
     "TrainState",
     "Trajectory",

@@ -94,6 +94,13 @@ def not_negative(name: str, value: float) -> float:
     return float(np.asarray(checked))
 
 
+def switch(name: str, value: Any) -> bool:
+    """`value` as a bool; `TypeError` for anything that only counts as true or false."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} = {value!r} must be True or False")
+    return bool(value)
+
+
 def positive_int(name: str, value: Any) -> int:
     """`value` as a Python int; `ValueError` unless it is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:

@@ -1,7 +1,8 @@
 """Feedback: from the error of the readout to the learning signal of each neuron.
 
 The paper's L_j = Σ_k B_jk ∂E/∂y_k. A feedback sees the error itself, never a gradient that has
-been through W_out, so that a random B is the paper's fixed matrix `[n_rec, n_out]`.
+been through W_out, so that a random B is the paper's fixed matrix `[n, n_out]`. It has a row for
+each neuron: in a network of several layers those of the first layer, then of the next.
 """
 
 from abc import abstractmethod
@@ -12,54 +13,50 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from . import checks
+from .network import Network
 
 
 class AbstractFeedback(eqx.Module):
     """How the error of the readout is sent back to the neurons."""
 
     @abstractmethod
-    def matrix(self, w_out: Float[Array, "n_rec n_out"]) -> Float[Array, "n_rec n_out"]:
-        """B."""
+    def matrix(self, network: Network) -> Float[Array, "n n_out"]:
+        """B, a row for each neuron of all layers."""
 
     @abstractmethod
     def after_update(
-        self, w_out: Float[Array, "n_rec n_out"], update: Float[Array, "n_rec n_out"]
-    ) -> tuple[Float[Array, "n_rec n_out"], "AbstractFeedback"]:
+        self, w_out: Float[Array, "n_seen n_out"], update: Float[Array, "n_seen n_out"]
+    ) -> tuple[Float[Array, "n_seen n_out"], "AbstractFeedback"]:
         """W_out and the feedback after the optimiser's `update` of W_out."""
-
-    def learning_signal(
-        self, w_out: Float[Array, "n_rec n_out"], error: Float[Array, "*time batch n_out"]
-    ) -> Float[Array, "*time batch n_rec"]:
-        """L_j = Σ_k B_jk error_k."""
-        matrix = self.matrix(w_out)
-        if matrix.shape != w_out.shape:
-            raise ValueError(
-                f"the feedback matrix has shape {matrix.shape}, but this network needs "
-                f"[n_rec, n_out] = {w_out.shape}, as w_out"
-            )
-        return error @ matrix.astype(w_out.dtype).T
 
 
 class SymmetricFeedback(AbstractFeedback):
     """B = W_out: each neuron hears of the error through its own readout weights."""
 
-    def matrix(self, w_out: Float[Array, "n_rec n_out"]) -> Float[Array, "n_rec n_out"]:
-        return w_out
+    def matrix(self, network: Network) -> Float[Array, "n n_out"]:
+        if len(network.w_out) != network.n:
+            raise ValueError(
+                f"with symmetric feedback the {network.n - len(network.w_out)} neurons of the "
+                f"layers that the readout does not see would hear of no error: write "
+                f'Network(..., readout_of="all"), or EProp(RandomFeedback(b)) with b of shape '
+                f"{(network.n, network.n_out)}"
+            )
+        return network.w_out
 
     def after_update(self, w_out, update):
         return w_out + update, self
 
 
 class RandomFeedback(AbstractFeedback):
-    """A fixed random B `[n_rec, n_out]`; the paper's is N(0, 1) ("broadcast alignment")."""
+    """A fixed random B `[n, n_out]`; the paper's is N(0, 1) ("broadcast alignment")."""
 
-    b: Float[Array, "n_rec n_out"]
+    b: Float[Array, "n n_out"]
 
     def __init__(self, b: ArrayLike):
         self.b = _feedback_matrix(b)
 
-    def matrix(self, w_out: Float[Array, "n_rec n_out"]) -> Float[Array, "n_rec n_out"]:
-        return jax.lax.stop_gradient(self.b)
+    def matrix(self, network: Network) -> Float[Array, "n n_out"]:
+        return _fitting(self.b, network)
 
     def after_update(self, w_out, update):
         return w_out + update, self
@@ -73,13 +70,13 @@ class AdaptiveFeedback(AbstractFeedback):
     so that their difference shrinks at every step (Kolen & Pollack 1994; the paper's "adaptive
     e-prop"). `eprop.apply_updates` does this in place of `optax.apply_updates`. The rule then
     changes at each step, as the network does: make it an argument of the compiled step that
-    calls `value_and_grad(loss, rule)`.
+    calls `value_and_grad(loss, rule)`. The readout must see all layers.
 
-    **Arguments:** `b`: B before learning `[n_rec, n_out]`; `decay`: the fraction of the weights
+    **Arguments:** `b`: B before learning `[n, n_out]`; `decay`: the fraction of the weights
     lost at each update (dimensionless).
     """
 
-    b: Float[Array, "n_rec n_out"]
+    b: Float[Array, "n n_out"]
     decay: float = eqx.field(static=True)
 
     def __init__(self, b: ArrayLike, decay: float = 1e-2):
@@ -88,8 +85,13 @@ class AdaptiveFeedback(AbstractFeedback):
             raise ValueError(f"decay = {decay} must be at least 0 and less than 1")
         self.decay = decay
 
-    def matrix(self, w_out: Float[Array, "n_rec n_out"]) -> Float[Array, "n_rec n_out"]:
-        return jax.lax.stop_gradient(self.b)
+    def matrix(self, network: Network) -> Float[Array, "n n_out"]:
+        if len(network.w_out) != network.n:
+            raise ValueError(
+                f"adaptive feedback follows W_out, which here is of {len(network.w_out)} of the "
+                f'{network.n} neurons: write Network(..., readout_of="all")'
+            )
+        return _fitting(self.b, network)
 
     def after_update(self, w_out, update):
         b = (1 - self.decay) * self.b + update
@@ -97,8 +99,21 @@ class AdaptiveFeedback(AbstractFeedback):
         return w_out, eqx.tree_at(lambda feedback: feedback.b, self, b)
 
 
+def _fitting(b: Array, network: Network) -> Array:
+    """B in the network's dtype, without a gradient of its own."""
+    needed = (network.n, network.n_out)
+    if b.shape != needed:
+        layers = " + ".join(str(layer.n) for layer in network.layers)
+        rows = "" if len(network.layers) == 1 else f", the rows of all layers: {layers}"
+        raise ValueError(
+            f"the feedback matrix has shape {b.shape}, but this network needs "
+            f"[n, n_out] = {needed}{rows}"
+        )
+    return jax.lax.stop_gradient(b.astype(network.dtype))
+
+
 def _feedback_matrix(b: ArrayLike) -> Array:
     array = jnp.asarray(b)
     if array.ndim != 2:
-        raise ValueError(f"b has shape {array.shape}, but [n_rec, n_out] is needed")
+        raise ValueError(f"b has shape {array.shape}, but [n, n_out] is needed")
     return checks.finite("b", checks.float_array("b", array, array.shape))

@@ -1,32 +1,27 @@
-"""A recurrent layer of neurons between input synapses and a leaky readout."""
+"""Layers one after another, and a leaky readout."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Shaped
 
 from . import checks
 from .cells import AbstractCell
-from .delays import AbstractDelayLine, RotatingBuffer, delayed
-from .sequences import in_blocks, leaky_filter, preceding
-
-Initializer = Callable[[PRNGKeyArray, tuple[int, ...], Any], Array]
-"""The signature of `jax.nn.initializers`: `(key, shape, dtype) -> array`."""
-
-fan_in_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-"""The paper's synaptic weights: N(0, 1) / sqrt(number of presynaptic neurons)."""
-
-
-BLOCK_BYTES = 2**20
-"""About how large a float array over the steps of a block, the batch and the neurons may be.
-
-Memory, not arithmetic, sets the time of a pass over a sequence. What is needed for some steps only
-is computed for a block of them, as one matrix product, in memory that stays in the cache.
-"""
+from .delays import AbstractDelayLine, RotatingBuffer
+from .dropout import Dropout
+from .layer import (
+    Initializer,
+    Layer,
+    LayerState,
+    LayerTrajectory,
+    fan_in_normal,
+)
+from .readout import Readout
+from .synapses import AbstractSynapses
 
 
 class Trajectory(NamedTuple):
@@ -34,358 +29,416 @@ class Trajectory(NamedTuple):
 
     outputs: Float[Array, "time batch n_out"]
     """y_t, the leaky readout."""
-    spikes: Float[Array, "time batch n_rec"]
-    """z_t."""
-    states: Any
-    """s_t, the cell's state with a leading time axis on each field."""
+    layers: tuple[LayerTrajectory, ...]
+    """Spikes and states of each layer."""
+
+    @property
+    def spikes(self) -> Float[Array, "time batch n"]:
+        """z_t of a network of one layer; else say of which, `trajectory.layers[0].spikes`."""
+        return _only(self.layers, "trajectory.layers[0].spikes").spikes
+
+    @property
+    def states(self) -> Any:
+        """s_t of a network of one layer, the cell's state with a leading time axis; else say of
+        which, `trajectory.layers[0].states`.
+        """
+        return _only(self.layers, "trajectory.layers[0].states").states
 
 
 class NetworkState(NamedTuple):
-    """What one step of a network hands to the next."""
+    """What one step of a network hands to the next. Every array has a leading axis of examples."""
 
-    cell: Any
-    """s_t, the cell's state."""
-    spikes: Float[Array, "batch n_rec"]
-    """z_t."""
+    layers: tuple[LayerState, ...]
     outputs: Float[Array, "batch n_out"]
     """y_t."""
-    past: Float[Array, "batch d_max n_pre"] | None
-    """What the synapses were given in the last steps, the oldest first; `None` without delays."""
 
 
-class Unrolled(NamedTuple):
-    """A stretch of a network's run."""
+class AbstractRule(eqx.Module):
+    """How a network's run is differentiated: what reverse-mode differentiation of it gives."""
 
-    end: NetworkState
-    trajectory: Trajectory
-    currents: Float[Array, "time batch n_rec"]
-    """I_t."""
+    @abstractmethod
+    def run(
+        self,
+        network: "Network",
+        start: NetworkState | None,
+        inputs: Shaped[Array, "time batch n_in"],
+        kept: tuple[Array | None, ...],
+    ) -> tuple[NetworkState, Trajectory]:
+        """The network's run from `start`, `None` for rest; `kept` as from `Network.draw_dropout`."""
+
+    @abstractmethod
+    def after_update(self, network: "Network", updates: Any) -> tuple["Network", "AbstractRule"]:
+        """The network and the rule after the optimiser's `updates`."""
 
 
-class Synapses(NamedTuple):
-    """Something for each weight matrix that leads to the neurons."""
+class BPTT(AbstractRule):
+    """Backpropagation through time: plain reverse-mode differentiation; the reference.
 
-    w_in: Any
-    w_rec: Any
+    With `stop_z_gradients=True` the gradient of z is stopped wherever it passes from one neuron to
+    another, in the recurrent current, the reset, and from layer to layer: e-prop with symmetric
+    feedback, by autodiff.
+    """
+
+    stop_z_gradients: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        checks.switch("stop_z_gradients", self.stop_z_gradients)
+
+    def run(self, network, start, inputs, kept):
+        start = network.init(inputs.shape[1]) if start is None else start
+        return network.unroll(start, inputs, kept, stop_z_gradients=self.stop_z_gradients)
+
+    def after_update(self, network, updates):
+        return eqx.apply_updates(network, updates), self
 
 
 class Network(eqx.Module):
-    """A recurrent spiking network with a leaky readout.
+    """Recurrent layers of neurons, one after another, with a leaky readout.
 
         I_t = x_{t-d} W_in + z_{t-1-d} W_rec            d = 0, or a delay of each presynaptic neuron
         s_t, z_t: the cell's
         y_t = κ y_{t-1} + g z_t W_out + bias            κ = exp(-dt/τ_out); g = 1, or 1 - κ
 
-    Weights are `[pre, post]`. There are no autapses: the diagonal of W_rec is structurally zero,
-    whatever is stored there, and so is its gradient.
+    For a further layer x_t are the spikes of the layer below in the same step. Weights are
+    `[pre, post]`.
     """
 
-    cell: AbstractCell
-    w_in: Float[Array, "n_in n_rec"]
-    w_rec: Float[Array, "n_rec n_rec"]
-    w_out: Float[Array, "n_rec n_out"]
-    readout_bias: Float[Array, " n_out"] | None
-    tau_out: float = eqx.field(static=True)
-    scale_readout: bool = eqx.field(static=True)
-    delay_in: checks.Parameter = eqx.field(static=True)
-    delay_rec: checks.Parameter = eqx.field(static=True)
-    delay_line: AbstractDelayLine
+    layers: tuple[Layer, ...]
+    readout: Readout
 
     def __init__(
         self,
-        cell: AbstractCell,
+        cell: AbstractCell | Sequence[AbstractCell] | Sequence[Layer],
         *,
-        n_in: int,
+        n_in: int | None = None,
         n_out: int,
-        tau_out: float = 20.0,
-        w_in: ArrayLike | Initializer = fan_in_normal,
-        w_rec: ArrayLike | Initializer = fan_in_normal,
+        tau_out: float | None = 20.0,
+        w_in: ArrayLike | Initializer | AbstractSynapses = fan_in_normal,
+        w_rec: ArrayLike | Initializer | AbstractSynapses | None = fan_in_normal,
         w_out: ArrayLike | Initializer = jax.nn.initializers.glorot_uniform(),  # noqa: B008
+        bias: ArrayLike | Initializer | None = None,
         readout_bias: ArrayLike | Initializer | None = None,
+        readout_of: Literal["last", "all"] = "last",
         scale_readout: bool = False,
+        autapses: bool = False,
         delay_in: ArrayLike = 0.0,
         delay_rec: ArrayLike = 0.0,
         delay_line: AbstractDelayLine = RotatingBuffer(),  # noqa: B008 (immutable)
+        dropout: Dropout | None = None,
         key: PRNGKeyArray | None = None,
     ):
         """**Arguments:**
 
-        - `cell`: the recurrent neurons.
-        - `n_in`, `n_out`: number of inputs and of readouts.
-        - `tau_out`: time constant of the readout τ_out in ms.
-        - `w_in`, `w_rec`, `w_out`: weights `[n_in, n_rec]`, `[n_rec, n_rec]`, `[n_rec, n_out]`,
-          each an array or an initializer of `jax.nn.initializers`. The paper's by default:
-          N(0, 1) / sqrt(n_pre), and Glorot-uniform for the readout.
+        - `cell`: the recurrent neurons of a network of one layer: a cell, or several, populations
+          side by side. Or the layers, from the first to the last: `[Layer(...), Layer(...)]`, each
+          with the neurons of the one below as its `n_in`.
+        - `n_in`, `w_in`, `w_rec`, `bias`, `autapses`, `delay_in`, `delay_rec`, `delay_line`,
+          `dropout`: of a network of one layer, as those of `Layer`.
+        - `n_out`: number of readouts.
+        - `tau_out`: time constant of the readout τ_out in ms; `None` for a readout without leak.
+        - `w_out`: weights `[n_seen, n_out]`, an array or an initializer of `jax.nn.initializers`.
+          Glorot-uniform by default, as in the paper.
         - `readout_bias`: an array `[n_out]` or an initializer; `None` for no bias.
+        - `readout_of`: whether the readout sees the "last" layer or "all", and so n_seen.
         - `scale_readout`: whether spikes enter the readout with gain g = 1 - κ (else g = 1).
-        - `delay_in`, `delay_rec`: delays of the synapses of W_in and W_rec in ms, multiples of
-          dt: one number, or one for each presynaptic neuron. A recurrent spike takes one step
-          anyway; its delay comes on top.
-        - `delay_line`: how spikes wait, `RotatingBuffer()` or `ConcatenatedBuffer()`: the same
-          numbers, the same gradients.
         - `key`: random key for the initializers; not needed if every weight is an array.
 
         Raises `ValueError` or `TypeError` for a weight of another shape, of an integer dtype, or
-        not finite.
+        not finite, and for layers that don't fit each other.
         """
-        checks.instance("cell", cell, AbstractCell, "LIF(n)")
-        n_in, n_out = checks.positive_int("n_in", n_in), checks.positive_int("n_out", n_out)
-        shapes = {
-            "w_in": (w_in, (n_in, cell.n)),
-            "w_rec": (w_rec, (cell.n, cell.n)),
-            "w_out": (w_out, (cell.n, n_out)),
-        }
-        weights = {}
-        for i, (name, (weight, shape)) in enumerate(shapes.items()):
-            weights[name] = _weight(name, weight, shape, key, i)
-        self.cell = cell
-        self.w_in, self.w_out = weights["w_in"], weights["w_out"]
-        self.w_rec = without_autapses(weights["w_rec"])
-        self.readout_bias = (
-            None
-            if readout_bias is None
-            else _weight("readout_bias", readout_bias, (n_out,), key, len(shapes))
+        if isinstance(cell, list | tuple) and any(isinstance(x, Layer) for x in cell):
+            self.layers = _stacked(cell)
+            if n_in is not None and n_in != self.layers[0].n_in:
+                raise ValueError(f"n_in = {n_in}, but the first layer takes {self.layers[0].n_in}")
+        else:
+            layer = Layer(
+                cell,
+                n_in=n_in,
+                w_in=w_in,
+                w_rec=w_rec,
+                bias=bias,
+                autapses=autapses,
+                delay_in=delay_in,
+                delay_rec=delay_rec,
+                delay_line=delay_line,
+                dropout=dropout,
+                key=key,
+            )
+            self.layers = (layer,)
+        if readout_of not in ("last", "all"):
+            raise ValueError(f'readout_of = {readout_of!r} must be "last" or "all"')
+        seen = self.layers if readout_of == "all" else self.layers[-1:]
+        self.readout = Readout(
+            sum(layer.n for layer in seen),
+            checks.positive_int("n_out", n_out),
+            weights=w_out,
+            bias=readout_bias,
+            tau=tau_out,
+            scale=scale_readout,
+            dt=self.layers[0].neurons.dt,
+            key=key,
         )
-        self.tau_out = checks.duration("tau_out", tau_out)
-        self.scale_readout = scale_readout
-        self.delay_in = checks.delay("delay_in", delay_in, n_in, cell.dt, "inputs")
-        self.delay_rec = checks.delay("delay_rec", delay_rec, cell.n, cell.dt, "neurons")
-        self.delay_line = checks.instance(
-            "delay_line", delay_line, AbstractDelayLine, "RotatingBuffer()"
-        )
+
+    # The one-layer form's names.
+
+    @property
+    def cell(self) -> AbstractCell:
+        """The neurons of a network of one population."""
+        layer = _only(self.layers, "network.layers[0].neurons.cells")
+        return _only(layer.neurons.cells, "network.layers[0].neurons.cells[0]")
+
+    @property
+    def w_in(self) -> Array:
+        """The weights of the inputs of a network of one layer."""
+        return _only(self.layers, "network.layers[0].below.weights").below.weights
+
+    @property
+    def w_rec(self) -> Array:
+        """The recurrent weights of a network of one layer."""
+        layer = _only(self.layers, "network.layers[0].recurrent.weights")
+        if layer.recurrent is None:
+            raise AttributeError("this network has no recurrent synapses")
+        return layer.recurrent.weights
+
+    @property
+    def w_out(self) -> Float[Array, "n_seen n_out"]:
+        """The weights of the readout."""
+        return self.readout.weights
+
+    @property
+    def readout_bias(self) -> Float[Array, " n_out"] | None:
+        """The bias of the readout."""
+        return self.readout.bias
 
     @property
     def n_in(self) -> int:
         """Number of inputs."""
-        return self.w_in.shape[0]
+        return self.layers[0].n_in
+
+    @property
+    def n(self) -> int:
+        """Number of neurons, of all layers."""
+        return sum(layer.n for layer in self.layers)
 
     @property
     def n_out(self) -> int:
         """Number of readouts."""
-        return self.w_out.shape[1]
+        return self.readout.n_out
+
+    @property
+    def dt(self) -> float:
+        """Length of a time step in ms."""
+        return self.readout.dt
 
     @property
     def kappa(self) -> float:
-        """κ, by how much the readout decays in one step."""
-        return float(np.exp(-self.cell.dt / self.tau_out))
-
-    @property
-    def delays(self) -> Int[np.ndarray, " n_pre"] | None:
-        """The delay of each presynaptic neuron in steps; `None` if there are none."""
-        of_each = [
-            np.broadcast_to(delay, n)
-            for delay, n in [(self.delay_in, self.n_in), (self.delay_rec, self.cell.n)]
-        ]
-        delays = np.round(np.concatenate(of_each) / self.cell.dt).astype(int)
-        return delays if delays.any() else None
+        """κ, the fraction of the readout that is left after one step."""
+        return self.readout.kappa
 
     @property
     def readout_gain(self) -> float:
         """g, with which a spike enters the readout."""
-        return float(-np.expm1(-self.cell.dt / self.tau_out)) if self.scale_readout else 1.0
+        return self.readout.gain
 
-    def __call__(self, inputs: ArrayLike, stop_z_gradients: bool = False) -> Trajectory:
+    @property
+    def dtype(self) -> Any:
+        """Of weights and states."""
+        return self.layers[0].dtype
+
+    # Running.
+
+    def __call__(
+        self,
+        inputs: ArrayLike,
+        rule: AbstractRule = BPTT(),  # noqa: B008 (immutable)
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> Trajectory:
         """The network's response to `inputs` `[time, batch, n_in]`, from rest.
 
-        `inputs` are booleans, integers or of the weights' dtype. With `stop_z_gradients` the
-        gradient of z_{t-1} is stopped where it enters the recurrent current and the reset, so
-        that reverse-mode differentiation gives e-prop in place of BPTT.
+        **Arguments:**
+
+        - `inputs`: booleans, integers or numbers of the weights' dtype.
+        - `rule`: how the run is differentiated, where it is: it changes no number of the response.
+          By `BPTT()` reverse-mode differentiation is what it always is. By `EProp(...)` it gives
+          the network's weights their e-prop gradient, and what comes before and after the network
+          its exact one.
+        - `key`: for dropout; without it nothing is dropped.
+
+        Raises `ValueError` or `TypeError` for inputs or weights that don't fit.
         """
         network, inputs = self.checked(inputs)
-        return _respond(network, inputs, stop_z_gradients)
+        kept = network.draw_dropout(key, inputs.shape[:2])
+        return rule.run(network, None, inputs, kept)[1]
+
+    def run(
+        self,
+        state: NetworkState,
+        inputs: ArrayLike,
+        rule: AbstractRule = BPTT(),  # noqa: B008 (immutable)
+    ) -> tuple[NetworkState, Trajectory]:
+        """Continues from a state: the state after `inputs`, and what happened.
+
+            state = network.init(batch=1)
+            state, trajectory = network.run(state, x_t[None])   # one step, `[1, batch, n_in]`
+
+        A sequence in chunks, or step by step, gives what it gives at once. Gradients pass from
+        one chunk to the one before by whatever the rule lets through.
+        """
+        network, inputs = self.checked(inputs)
+        checks.instance("state", state, NetworkState, "network.init(batch)")
+        batch = state.outputs.shape[0]
+        if batch != inputs.shape[1]:
+            raise ValueError(
+                f"inputs are of {inputs.shape[1]} examples, but the state is of {batch}: "
+                f"write network.init({inputs.shape[1]})"
+            )
+        return rule.run(network, state, inputs, network.draw_dropout(None, inputs.shape[:2]))
+
+    def init(self, batch: int) -> NetworkState:
+        """The network at rest, in the dtype of its weights."""
+        layers = tuple(layer.init(batch) for layer in self.layers)
+        return NetworkState(layers, jnp.zeros((batch, self.n_out), self.dtype))
 
     def checked(self, inputs: ArrayLike) -> tuple["Network", Array]:
         """The network, and `inputs` as an array; an error that says what to write instead if not.
 
         Use the network that is returned: where weights are traced, it holds the error.
         """
-        n, dtype = self.cell.n, self.w_in.dtype
-        inputs = checks.sequence("inputs", inputs, self.n_in, dtype)
-        shapes = {
-            "w_in": (self.n_in, n),
-            "w_rec": (n, n),
-            "w_out": (n, self.n_out),
-            "readout_bias": (self.n_out,),
-        }
-        weights = {name: getattr(self, name) for name in shapes if getattr(self, name) is not None}
-        for name, weight in weights.items():
-            checks.float_array(f"network.{name}", weight, shapes[name], dtype)
-        arrays = {"inputs": inputs, **{f"network.{name}": x for name, x in weights.items()}}
-        w_in = checks.all_finite(arrays, guarded=self.w_in)
-        return eqx.tree_at(lambda net: net.w_in, self, w_in), inputs
+        inputs = checks.sequence("inputs", inputs, self.n_in, self.dtype)
+        for i, layer in enumerate(self.layers):
+            n_in = self.n_in if i == 0 else self.layers[i - 1].n
+            self._check_synapses(f".layers[{i}].below", layer.below, n_in, layer)
+            if layer.recurrent is not None:
+                self._check_synapses(f".layers[{i}].recurrent", layer.recurrent, layer.n, layer)
+        n_seen = [self.layers[-1].n, self.n]
+        if len(self.w_out) not in n_seen or self.w_out.ndim != 2:
+            raise ValueError(
+                f"network.w_out has shape {self.w_out.shape}, but {(n_seen[0], self.n_out)} is "
+                f"needed here"
+            )
+        floats = {"network.w_out": self.w_out}
+        if self.readout_bias is not None:
+            floats["network.readout_bias"] = self.readout_bias
+            checks.float_array("network.readout_bias", self.readout_bias, (self.n_out,))
+        for path, array in jax.tree_util.tree_leaves_with_path(self.layers):
+            if eqx.is_inexact_array(array):
+                floats[self._name(f".layers{jax.tree_util.keystr(path)}")] = array
+        for name, array in floats.items():
+            checks.float_array(name, array, array.shape, self.dtype)
+        guarded = checks.all_finite({"inputs": inputs, **floats}, guarded=self.w_out)
+        return eqx.tree_at(lambda net: net.readout.weights, self, guarded), inputs
 
-    def init(self, batch: int) -> NetworkState:
-        """The network at rest, in the dtype of its weights."""
-        dtype = self.w_in.dtype
-        state = jax.tree.map(
-            lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, self.cell.init(batch)
-        )
-        delays, n = self.delays, self.cell.n
-        return NetworkState(
-            state,
-            spikes=jnp.zeros((batch, n), dtype),
-            outputs=jnp.zeros((batch, self.n_out), dtype),
-            past=None if delays is None else jnp.zeros((batch, delays.max(), len(delays)), dtype),
-        )
+    def _name(self, path: str) -> str:
+        """What a user calls a leaf: `network.w_in`, if there is one layer."""
+        if len(self.layers) == 1:
+            path = path.replace(".layers[0].below.weights", ".w_in")
+            path = path.replace(".layers[0].recurrent.weights", ".w_rec")
+        return f"network{path}"
 
-    def block_length(self, n_steps: int, batch: int) -> int:
-        """How many steps to work on at a time, for their arrays to fit into the cache.
+    def _check_synapses(self, path: str, synapses: Any, n_pre: int, layer: Layer) -> None:
+        """They may have been replaced, by `equinox.tree_at`, say."""
+        name, n_post = self._name(f"{path}.weights"), layer.neurons.n_post
+        checks.float_array(name, synapses.weights, jnp.shape(synapses.weights))
+        if (synapses.n_pre, synapses.n_post) != (n_pre, n_post):
+            raise ValueError(
+                f"{name} has shape {synapses.weights.shape} and leads from {synapses.n_pre} "
+                f"neurons to {synapses.n_post} currents, but {(n_pre, n_post)} is needed here"
+            )
 
-        The arrays are no smaller than the synapses' gradient, which each block is added to, and
-        the steps about as many as the longest delay's, whose history each block begins with. A
-        divisor of `n_steps`, and if those that fit are far too short the next longer one.
+    def draw_dropout(
+        self, key: PRNGKeyArray | None, shape: tuple[int, int]
+    ) -> tuple[Array | None, ...]:
+        """For each layer, what it keeps of a sequence from below, `[time, batch, n_in]`.
+
+        `shape` is `(time, batch)`; `None` for a layer without dropout, and without a key.
         """
-        longest = 1 if self.delays is None else int(self.delays.max())
-        itemsize = self.w_in.dtype.itemsize
-        synapses_bytes = (self.n_in + self.cell.n) * self.cell.n * itemsize
-        fitting = max(BLOCK_BYTES, synapses_bytes) // (batch * self.cell.n * itemsize)
-        fitting = max(1, longest, fitting)
-        divisors = [length for length in range(1, n_steps + 1) if n_steps % length == 0]
-        shorter = max(length for length in divisors if length <= fitting)
-        return min(
-            (length for length in divisors if length > fitting and 4 * shorter < fitting),
-            default=shorter,
-        )
+
+        def kept(i, layer):
+            if key is None or layer.dropout is None:
+                return None
+            return layer.dropout.draw(jax.random.fold_in(key, i), (*shape, layer.n_in))
+
+        return tuple(kept(i, layer) for i, layer in enumerate(self.layers))
+
+    def received(self, index: int, below: Array, kept: tuple[Array | None, ...]) -> Array:
+        """What a layer receives of the activity below it: all of it, or what dropout leaves."""
+        layer, kept_here = self.layers[index], kept[index]
+        if layer.dropout is None or kept_here is None:
+            return below
+        return layer.dropout.apply(below, kept_here, self.dtype)
+
+    def readout_weights(self) -> list[Float[Array, "n n_out"] | None]:
+        """W_out of each layer, `None` for those that the readout doesn't see."""
+        if len(self.readout.weights) == self.n:
+            return by_layer(self, self.readout.weights)
+        return [None] * (len(self.layers) - 1) + [self.readout.weights]
 
     def unroll(
         self,
         start: NetworkState,
         inputs: Shaped[Array, "time batch n_in"],
+        kept: tuple[Array | None, ...],
         *,
         stop_z_gradients: bool,
-        perturbation: Float[Array, "time batch n_rec"] | None = None,
-    ) -> Unrolled:
-        """Continue from `start` under `inputs` (see `checked`).
+        perturbations: Sequence[Array] | None = None,
+    ) -> tuple[NetworkState, Trajectory]:
+        """The run in plain JAX, differentiable by everything.
 
-        `perturbation` is added to each z_t as the network sees it: the derivative with respect
-        to it, at zero, is the total derivative dE/dz_t.
+        With `stop_z_gradients` the gradient of z is stopped wherever it passes from one neuron to
+        another. `perturbations` are added to the layers' z_t, as for `Layer.unroll`.
         """
-        w_rec = without_autapses(self.w_rec)
-        x, line, delays = inputs.astype(self.w_in.dtype), None, self.delays
-        if delays is not None:
-            assert start.past is not None
-            past_x, past_z = jnp.split(jnp.moveaxis(start.past, 1, 0), [self.n_in], axis=-1)
-            line = self.delay_line.init(past_z)
-            x = delayed(jnp.concatenate([past_x, x]), delays[: self.n_in], len(x))
-
-        def step(carry, now):
-            state, z_tm1, line = carry
-            current, shift = now
-            if stop_z_gradients:
-                z_tm1, line = jax.lax.stop_gradient((z_tm1, line))
-            arriving = z_tm1
-            if delays is not None:
-                line, arriving = self.delay_line.step(line, z_tm1, delays[self.n_in :])
-            current = current + arriving @ w_rec
-            state = self.cell.step(state, current, z_tm1)
-            z = self.cell.output(state)
-            z = z if shift is None else z + shift
-            return (state, z, line), (z, state, current)
-
-        (state, z, _), (spikes, states, currents) = jax.lax.scan(
-            step, (start.cell, start.spikes, line), (x @ self.w_in, perturbation)
-        )
-        outputs = self.readout(spikes, start.outputs)
-        past = None
-        if start.past is not None:
-            past = jnp.moveaxis(self._given(start, inputs, spikes)[-start.past.shape[1] :], 0, 1)
-        end = NetworkState(state, z, outputs[-1], past)
-        return Unrolled(end, Trajectory(outputs, spikes, states), currents)
-
-    def readout(
-        self, spikes: Float[Array, "time batch n_rec"], start: Float[Array, "batch n_out"]
-    ) -> Float[Array, "time batch n_out"]:
-        """y_t of all steps, continuing from `start`."""
-        drive = self.readout_gain * (spikes @ self.w_out)
-        if self.readout_bias is not None:
-            drive = drive + self.readout_bias[None, None]
-        return leaky_filter(drive, self.kappa, start)
-
-    def presynaptic(
-        self,
-        inputs: Shaped[Array, "time batch n_in"],
-        start: NetworkState,
-        spikes: Float[Array, "time batch n_rec"],
-    ) -> Float[Array, "time batch n_pre"]:
-        """pre_t, what the synapses see at each step: x_t and z_{t-1} side by side, delayed.
-
-        `start` is the network before the first step. n_pre is n_in + n_rec.
-        """
-        given, delays = self._given(start, inputs, spikes), self.delays
-        return given if delays is None else delayed(given, delays, len(inputs))
-
-    def _given(self, start: NetworkState, inputs: Array, spikes: Array) -> Array:
-        """x_t and z_{t-1} without their delays, after those of `start.past`."""
-        z_tm1 = preceding(start.spikes, spikes)
-        given = jnp.concatenate([inputs.astype(z_tm1.dtype), z_tm1], axis=-1)
-        if start.past is None:
-            return given
-        return jnp.concatenate([jnp.moveaxis(start.past, 1, 0), given])
-
-    @property
-    def synapses(self) -> Float[Array, "n_pre n_rec"]:
-        """W_in above W_rec, so that I_t = `presynaptic` activity @ `synapses`."""
-        return jnp.concatenate([self.w_in, without_autapses(self.w_rec)])
-
-    def split(self, of_synapses: Shaped[Array, "*more n_pre n_post"]) -> Synapses:
-        """A quantity of all synapses, such as a gradient, by weight matrix."""
-        w_in, w_rec = jnp.split(of_synapses, [self.n_in], axis=-2)
-        return Synapses(w_in, w_rec)
-
-
-@eqx.filter_custom_jvp
-def _respond(network: Network, inputs: Array, stop_z_gradients: bool) -> Trajectory:
-    """Block by block; spikes wait in memory as one byte each."""
-    return _in_turn(network, inputs, stop_z_gradients, one_byte=network.cell.spiking)
-
-
-@_respond.def_jvp
-def _respond_jvp(primals, tangents):
-    """What is differentiated keeps its spikes as numbers: a boolean carries no gradient."""
-
-    def respond(network, inputs):
-        return _in_turn(network, inputs, stop_z_gradients=primals[-1], one_byte=False)
-
-    return eqx.filter_jvp(respond, primals[:-1], tangents[:-1])
-
-
-def _in_turn(network: Network, inputs: Array, stop_z_gradients: bool, one_byte: bool) -> Trajectory:
-    def block(state, inputs):
-        end, run, _ = network.unroll(state, inputs, stop_z_gradients=stop_z_gradients)
-        return end, run._replace(spikes=run.spikes > 0) if one_byte else run
-
-    blocks = in_blocks(inputs, network.block_length(*inputs.shape[:2]))
-    _, run = jax.lax.scan(block, network.init(inputs.shape[1]), blocks)
-    run = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), run)
-    return run._replace(spikes=run.spikes.astype(run.outputs.dtype))
-
-
-def without_autapses(w_rec: Shaped[Array, "*more n n"]) -> Shaped[Array, "*more n n"]:
-    """The matrices with their diagonal set to zero."""
-    return jnp.where(jnp.eye(w_rec.shape[-1], dtype=bool), jnp.zeros((), w_rec.dtype), w_rec)
-
-
-def _weight(
-    name: str,
-    weight: ArrayLike | Initializer,
-    shape: tuple[int, ...],
-    key: PRNGKeyArray | None,
-    index: int,
-) -> Array:
-    if callable(weight):
-        if key is None:
-            raise ValueError(
-                f"{name} is drawn by an initializer, which needs a random key: "
-                f"write Network(..., key=jax.random.key(0))"
+        below, ends, runs = inputs, [], []
+        drive = jnp.zeros((*inputs.shape[:2], self.n_out), self.dtype)
+        for i, (layer, w_out) in enumerate(zip(self.layers, self.readout_weights(), strict=True)):
+            ran = layer.unroll(
+                start.layers[i],
+                self.received(i, below, kept),
+                layer.effective(),
+                stop_z_gradients=stop_z_gradients,
+                perturbation=None if perturbations is None else perturbations[i],
             )
-        if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-            legacy = isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,)
-            if not legacy:
-                raise TypeError(f"key = {key!r} must be a random key: write jax.random.key(0)")
-        weight = weight(jax.random.fold_in(key, index), shape, jnp.result_type(float))
-    elif isinstance(weight, str | bool):
-        raise TypeError(
-            f"{name} = {weight!r} must be an array or an initializer: write "
-            f"jax.nn.initializers.zeros, or another of jax.nn.initializers"
-        )
-    return checks.finite(name, checks.float_array(name, weight, shape))
+            if w_out is not None:
+                drive = drive + ran.spikes @ w_out
+            ends.append(ran.end)
+            runs.append(layer_trajectory(ran.spikes, ran.states))
+            below = jax.lax.stop_gradient(ran.spikes) if stop_z_gradients else ran.spikes
+        outputs = self.readout(drive, start.outputs)
+        return NetworkState(tuple(ends), outputs[-1]), Trajectory(outputs, tuple(runs))
+
+
+def layer_trajectory(spikes: Array, states: tuple[Any, ...]) -> LayerTrajectory:
+    """With the state of a single population as it is."""
+    return LayerTrajectory(spikes, states[0] if len(states) == 1 else states)
+
+
+def by_layer(network: Network, of_neurons: Shaped[Array, "n *more"]) -> list[Array]:
+    """Rows for all neurons, cut into the layers' shares."""
+    shares, begin = [], 0
+    for layer in network.layers:
+        shares.append(of_neurons[begin : begin + layer.n])
+        begin += layer.n
+    return shares
+
+
+def _only(items: Sequence[Any], write: str) -> Any:
+    if len(items) != 1:
+        raise AttributeError(f"there are {len(items)} of them: write {write}, say")
+    return items[0]
+
+
+def _stacked(layers: Sequence[Any]) -> tuple[Layer, ...]:
+    for layer in layers:
+        checks.instance("layers", layer, Layer, "Layer(cell, n_in=...)")
+    for i, (below, layer) in enumerate(zip(layers[:-1], layers[1:], strict=True), start=1):
+        if layer.n_in != below.n:
+            raise ValueError(
+                f"layers[{i}] takes {layer.n_in} inputs, but the layer below it has {below.n} "
+                f"neurons: write Layer(..., n_in={below.n})"
+            )
+        if layer.neurons.dt != below.neurons.dt or layer.dtype != below.dtype:
+            raise ValueError(
+                f"layers[{i}] has dt = {layer.neurons.dt} ms and dtype {layer.dtype}, the layer "
+                f"below it {below.neurons.dt} ms and {below.dtype}: give all layers one"
+            )
+    return tuple(layers)

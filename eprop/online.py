@@ -13,12 +13,14 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, UInt
 
 from . import checks
-from .learning_signals import Loss
-from .network import Network
-from .recursion import Gradients, zero_gradients
-from .rules import EProp, apply_updates, as_network, refuse_cell_parameters
+from .adjoint import NetworkGradients, as_network, zero_gradients
+from .cells import Port
+from .network import Network, Trajectory
+from .pieces import NO_SUM_OVER_TIME, Progress, evaluate_piece, init_progress, is_sum_over_time
+from .rules import EProp, Loss, apply_updates
 from .running_rates import RatePenalty, RunningRates, follow, start_rates
-from .traces import Carry, init_carry
+from .synapses import AbstractSynapses
+from .traces import by_synapse
 
 
 class LearnerState(NamedTuple):
@@ -26,9 +28,9 @@ class LearnerState(NamedTuple):
 
     network: Network
     rule: EProp
-    carry: Carry
+    progress: Progress
     """Neurons and eligibility traces."""
-    gradients: Gradients
+    gradients: NetworkGradients
     """Summed up since the last update."""
     optimizer: optax.OptState
     rates: RunningRates
@@ -60,7 +62,7 @@ class Learned(NamedTuple):
     """What must be finite; causes before consequences."""
 
     loss: Array
-    gradients: Gradients
+    gradients: NetworkGradients
     network: Network
 
 
@@ -135,8 +137,8 @@ class OnlineLearner(eqx.Module):
                 f"update_every = {update_every} steps can't be cut into windows of {rule.window}: "
                 f"give the rule a window that divides it, or none"
             )
+        rule.feedback.matrix(network)  # its errors come now
         part = self._part(network)
-        refuse_cell_parameters(part, rule.window or update_every)
         self.optimizer_structure = jax.tree.structure(jax.eval_shape(optimizer.init, part))
 
     def init(self, batch: int = 1, key: PRNGKeyArray | None = None) -> LearnerState:
@@ -145,10 +147,10 @@ class OnlineLearner(eqx.Module):
         return LearnerState(
             network=network,
             rule=self.rule,
-            carry=init_carry(network, batch),
+            progress=init_progress(network, batch),
             gradients=zero_gradients(network),
             optimizer=self.optimizer.init(self._part(network)),
-            rates=start_rates(network.cell.n, network.w_in.dtype),
+            rates=start_rates(network.n, network.dtype),
             since_update=jnp.zeros((), jnp.int32),
             n_steps=jnp.zeros((), jnp.uint32),
             key=jax.random.key(0) if key is None else key,
@@ -194,7 +196,26 @@ class OnlineLearner(eqx.Module):
                 f"the state is {state.since_update} steps past its last update, of update_every = "
                 f"{self.update_every}: use step until the next"
             )
-        return self._settled(state, _run(self, state, now))
+        state_after, info, is_sum = _run(self, state, now)
+        if not isinstance(is_sum, jax.core.Tracer) and not is_sum:
+            raise ValueError(NO_SUM_OVER_TIME.format(n=self._window))
+        return self._settled(state, (state_after, info))
+
+    def predict(self, state: LearnerState, inputs: ArrayLike) -> tuple[LearnerState, Trajectory]:
+        """The network's response to further steps `[time, batch, n_in]`, without learning.
+
+        Neurons go on, so that the stream can be followed; weights, traces and all else stay as
+        they are. To look ahead only, drop the state that is returned.
+        """
+        checks.instance("state", state, LearnerState, "learner.init(batch)")
+        network_state, trajectory = _predict(state.network, state.progress.network, inputs)
+        progress = state.progress._replace(network=network_state)
+        return state._replace(progress=progress), trajectory
+
+    @property
+    def _window(self) -> int:
+        """Steps that `run` evaluates at a time."""
+        return min(self.rule.window or self.update_every, self.update_every)
 
     def _part(self, network: Network) -> Any:
         return eqx.filter(network, self.trainable)
@@ -225,7 +246,7 @@ class OnlineLearner(eqx.Module):
                 )
         network, inputs = given.checked(inputs)
         n_steps, batch = inputs.shape[:2]
-        of_state = state.carry.network.spikes.shape[0]
+        of_state = state.progress.network.outputs.shape[0]
         if batch != of_state:
             raise ValueError(
                 f"inputs are of {batch} examples, but the state is of {of_state}: "
@@ -274,41 +295,60 @@ def _step(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[Learne
 
 
 @eqx.filter_jit
-def _run(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
-    window = min(learner.rule.window or learner.update_every, learner.update_every)
+def _run(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info, Array]:
+    """The chunk, and whether the loss is a sum over time, as far as its first window shows."""
 
     def cut(tree, length):
         return jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, length, *x.shape[1:]), tree)
 
     def one_update(state, now):
-        state, info = _scan(functools.partial(_observe, learner), state, cut(now, window))
+        in_windows = cut(now, learner._window)
+        state, info = _scan(functools.partial(_observe, learner), state, in_windows)
         return _update(learner, state), info._replace(loss=info.loss.sum())
 
+    is_sum = jnp.ones((), bool)
+    if learner._window > 1:
+        inputs, targets, _ = jax.tree.map(lambda x: jnp.asarray(x)[: learner._window], now)
+        _, trajectory = state.network.run(state.progress.network, inputs)
+        is_sum = is_sum_over_time(learner.loss, trajectory, targets)
     state, info = _scan(one_update, state, cut(now, learner.update_every))
     outputs, signals = (x.reshape(-1, *x.shape[3:]) for x in (info.outputs, info.learning_signals))
-    return state, Info(outputs, signals, info.loss, state.rates.rates, _norms(state))
+    return state, Info(outputs, signals, info.loss, state.rates.rates, _norms(state)), is_sum
+
+
+@eqx.filter_jit
+def _predict(network: Network, state: Any, inputs: ArrayLike) -> tuple[Any, Trajectory]:
+    return network.run(state, inputs)
 
 
 def _observe(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
     """One window of steps, without an update."""
 
+    def loss(trajectory: Trajectory, targets: Any) -> tuple[Array, RunningRates]:
+        """The learner's, with the rate penalty; and the rates after the last step."""
+        value = learner.loss(trajectory, targets)
+        spikes = jnp.concatenate([layer.spikes for layer in trajectory.layers], axis=-1)
+        rates, last = follow(state.rates, spikes, dt=learner.network.dt, tau=learner.tau_rate)
+        if learner.rate_penalty is not None:
+            value = value + learner.rate_penalty.of(rates)
+        return value, last
+
     def stretch(state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
         inputs, targets, done = now
-        loss = functools.partial(_observed_loss, learner, state)
-        carry, value, (outputs, errors, rates), gradients = state.rule.advance(
-            loss, state.network, state.carry, inputs, targets, has_aux=True
+        progress, piece = evaluate_piece(
+            loss, state.rule, state.network, state.progress, inputs, targets, has_aux=True
         )
         if done is not None:
-            carry = _from_rest(state.network, carry, done[-1])
-        signals = state.rule.feedback.learning_signal(state.network.w_out, errors)
+            progress = _from_rest(state.network, progress, done[-1])
         state = state._replace(
-            carry=carry,
-            gradients=jax.tree.map(jnp.add, state.gradients, gradients),
-            rates=rates,
+            progress=progress,
+            gradients=jax.tree.map(jnp.add, state.gradients, piece.gradients),
+            rates=piece.aux,
             since_update=state.since_update + len(inputs),
             n_steps=state.n_steps + jnp.uint32(len(inputs)),
         )
-        return state, Info(outputs, signals, value, rates.rates, [])
+        signals = piece.derivatives.outputs @ state.rule.feedback.matrix(state.network).T
+        return state, Info(piece.trajectory.outputs, signals, piece.value, piece.aux.rates, [])
 
     def stepwise(state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
         state, info = _scan(stretch, state, jax.tree.map(lambda x: x[:, None], now))
@@ -323,35 +363,19 @@ def _observe(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[Lea
     return _cond(ends, lambda x: stepwise(x, now), lambda x: stretch(x, now), state)
 
 
-def _observed_loss(
-    learner: OnlineLearner, state: LearnerState, trajectory: Any, targets: Any
-) -> tuple[Array, tuple[Array, Array, RunningRates]]:
-    """The loss with the rate penalty, and `(outputs, ∂E/∂outputs, rates after the last)`."""
-
-    def of_outputs(outputs):
-        return learner.loss(trajectory._replace(outputs=outputs), targets)
-
-    value, errors = jax.value_and_grad(of_outputs)(trajectory.outputs)
-    dt = state.network.cell.dt
-    rates, last = follow(state.rates, trajectory.spikes, dt=dt, tau=learner.tau_rate)
-    if learner.rate_penalty is not None:
-        value = value + learner.rate_penalty.of(rates)
-    return value, (trajectory.outputs, errors, last)
-
-
-def _from_rest(network: Network, carry: Carry, ended: Array) -> Carry:
-    """The carry, with the examples that ended at rest."""
+def _from_rest(network: Network, progress: Progress, ended: Array) -> Progress:
+    """The progress, with the examples that ended at rest."""
 
     def choose(fresh, old):
         return jnp.where(ended.reshape(-1, *[1] * (old.ndim - 1)), fresh, old)
 
-    return jax.tree.map(choose, init_carry(network, len(ended)), carry)
+    return jax.tree.map(choose, init_progress(network, len(ended)), progress)
 
 
 def _update(learner: OnlineLearner, state: LearnerState) -> LearnerState:
     """The weights after the optimiser's update by the gradients since the last one."""
     part = learner._part(state.network)
-    gradients: Any = as_network(state.network, part, state.gradients)
+    gradients: Any = _like(as_network(state.network, state.gradients), part)
     with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
         updates, optimizer = learner.optimizer.update(gradients, state.optimizer, part)
         network, rule = apply_updates(state.network, updates, state.rule)
@@ -364,10 +388,32 @@ def _update(learner: OnlineLearner, state: LearnerState) -> LearnerState:
     )
 
 
+def _like(tree: Any, part: Any) -> Any:
+    """The leaves that `part` has, `None` for the others."""
+    kept = jax.tree.map(lambda x: x is not None, part, is_leaf=lambda x: x is None)
+    return eqx.filter(tree, kept)
+
+
 def _norms(state: LearnerState) -> list[Array]:
-    n = state.network.cell.n
-    vectors = state.carry.synapses.vectors
-    return [jnp.sqrt(jnp.sum(x**2) * (n // x.shape[-1])) for x in vectors]
+    """For each layer, population and hidden variable."""
+    norms = []
+    for layer, traces in zip(state.network.layers, state.progress.traces.layers, strict=True):
+        for population in range(len(layer.neurons.cells)):
+            squares = [
+                [_square(synapses, x, port) for x in of_port.vectors]
+                for kind, synapses in layer.synapses.items()
+                for port, of_port in zip(layer.neurons.ports, traces.synapses[kind], strict=True)
+                if port.population == population
+            ]
+            norms += [jnp.sqrt(sum(of_variable)) for of_variable in zip(*squares, strict=True)]
+    return norms
+
+
+def _square(synapses: AbstractSynapses, vector: Array, port: Port) -> Array:
+    """Summed squares of the vectors of all synapses that lead to a port."""
+    vectors = by_synapse(synapses, vector, port)
+    n = port.columns.stop - port.columns.start
+    return jnp.sum(vectors**2) * (n // vectors.shape[-1])
 
 
 def _scan(

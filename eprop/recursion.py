@@ -3,83 +3,87 @@
 Each step costs (d + 1) · batch · n_pre · n_post numbers read and written, and no step is kept.
 """
 
-from typing import Any, NamedTuple
-
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .feedback import AbstractFeedback
-from .learning_signals import Loss, differentiate_loss
-from .network import Network
-from .traces import Carry, ReadoutTraces, step_traces, sum_over_batch
-
-
-class Gradients(NamedTuple):
-    """dE/dW of each weight."""
-
-    synapses: Float[Array, "n_pre n_rec"]
-    """Of W_in and W_rec, side by side as in `Network.synapses`; autapses still have an entry."""
-    w_out: Float[Array, "n_rec n_out"]
-    readout_bias: Float[Array, " n_out"]
-    """Also where the network has none."""
-    cell: Any
-    """As the trainable part of the cell."""
-
-
-def zero_gradients(network: Network, trainable_cell: Any = None) -> Gradients:
-    """Where a sum of gradients begins. No part of the cell is trainable if none is given."""
-    if trainable_cell is None:
-        trainable_cell = jax.tree.map(lambda _: None, network.cell)
-    return Gradients(
-        jnp.zeros_like(network.synapses),
-        jnp.zeros_like(network.w_out),
-        jnp.zeros_like(network.w_out[0]),
-        jax.tree.map(jnp.zeros_like, trainable_cell),
-    )
+from .layer import Layer
+from .replay import Block, neurons_of
+from .reverse import LayerGradients, Signals
+from .traces import (
+    LayerTraces,
+    by_synapse,
+    collect_constants,
+    common_traces,
+    lead_constants,
+    step_traces,
+    sum_over_batch,
+)
 
 
 def step_gradients(
-    loss: Loss,
-    feedback: AbstractFeedback,
-    network: Network,
-    carry: Carry,
-    inputs: Array,
-    targets: Any,
-    has_aux: bool,
-) -> tuple[Carry, Any, Any, Gradients]:
-    """One step: `inputs` `[1, batch, n_in]`, and targets with such a time axis.
+    layer: Layer,
+    w: dict[str, Array],
+    b: Float[Array, "n n_out"],
+    block: Block,
+    signals: Signals,
+    traces: LayerTraces,
+    kappa: float,
+    gain: float,
+) -> tuple[LayerTraces, LayerGradients]:
+    """One step of a layer, a `block` of length 1. Returns the traces after it, and its gradient."""
+    spikes = block.spikes.astype(layer.dtype)
+    pre = layer.presynaptic(block.start, block.below, spikes)
+    run = neurons_of(layer, w, block, pre, with_states=False)
+    jacobians = [
+        cell.jacobians(*of_cell)
+        for cell, *of_cell in zip(
+            layer.neurons.cells,
+            block.start.neurons,
+            layer.neurons.currents_of_cells(run.currents[0]),
+            layer.neurons.by_neurons(run.z_tm1[0]),
+            strict=True,
+        )
+    ]
+    commons = [common_traces(cell) for cell in layer.neurons.cells]
 
-    Returns the carry after it, the loss's value and aux, and the step's share of the gradient.
-    """
-    start = carry.network
-    end, trajectory, currents = network.unroll(start, inputs, stop_z_gradients=True)
-    value, aux, derivatives = differentiate_loss(loss, trajectory, targets, has_aux)
-    derivatives = jax.tree.map(lambda x: x[0], derivatives)
+    # L ē + (∂E/∂z) e + (∂E/∂s) · ε, for every kind of synapses and every port.
+    error = signals.error[0]
+    readout = error @ b.T  # L, [batch, n]
+    direct = None if signals.spikes is None else signals.spikes[0]
+    of_states = None if signals.states is None else [x[0] for x in signals.states]
 
-    pre = network.presynaptic(inputs, start, trajectory.spikes)
-    jacobians = network.cell.jacobians(start.cell, currents[0], start.spikes)
-    traces, trace = step_traces(
-        carry.synapses, jacobians, pre[0], network.kappa, network.readout_gain
-    )
-    # L ē + (∂E/∂z) e + (∂E/∂s) · ε
-    signals = [feedback.learning_signal(network.w_out, derivatives.outputs)]
-    of_signals = [traces.filtered]
-    if derivatives.spikes is not None:
-        signals.append(derivatives.spikes)
-        of_signals.append(trace)
-    if derivatives.states is not None:
-        signals += derivatives.states
-        of_signals += traces.vectors
+    def of_port(synapses, port, traces, pre):
+        common = commons[port.population][port.current]
+        traces, trace = step_traces(
+            synapses, port, common, traces, jacobians[port.population], pre[0], kappa, gain
+        )
+        pairs = [(readout[:, port.neurons], traces.filtered)]
+        if direct is not None:
+            pairs.append((direct[:, port.neurons], trace))
+        if of_states is not None:
+            here = layer.neurons.hidden_of(port.population, of_states)
+            vectors = [by_synapse(synapses, x, port) for x in traces.vectors]
+            pairs += zip(here, vectors, strict=True)
+        return traces, sum_over_batch(*map(list, zip(*pairs, strict=True)))
 
-    readout = ReadoutTraces(
-        network.kappa * carry.readout.spikes + network.readout_gain * end.spikes,
-        network.kappa * carry.readout.bias + 1,
-    )
-    gradients = Gradients(
-        sum_over_batch(signals, of_signals),
-        readout.spikes.T @ derivatives.outputs,
-        readout.bias @ derivatives.outputs,
-        zero_gradients(network).cell,
-    )
-    return Carry(end, traces, readout), value, aux, gradients
+    after, weights = {}, {}
+    for kind, synapses in layer.synapses.items():
+        ports = zip(layer.neurons.ports, traces.synapses[kind], strict=True)
+        results = [of_port(synapses, port, old, pre[kind]) for port, old in ports]
+        after[kind] = [traces for traces, _ in results]
+        weights[kind] = synapses.collect(jnp.concatenate([sums for _, sums in results], axis=1))
+
+    # The same of the trained constants, whose traces are [batch, directions, n].
+    constants, trace = lead_constants(layer, run, block.start, traces.constants, kappa, gain)
+    sums = jnp.einsum("bj,bpj->pj", readout, constants.filtered)
+    if direct is not None:
+        sums = sums + jnp.einsum("bj,bpj->pj", direct, trace[0])
+    if of_states is not None:
+        products = [
+            jnp.einsum("bj,bpj->pj", *pair)
+            for pair in zip(of_states, constants.vectors, strict=True)
+        ]
+        sums = sums + layer.neurons.over_neurons(products)
+    filtered_spikes = kappa * traces.spikes + gain * spikes[0]
+    gradients = LayerGradients(weights, collect_constants(layer, sums), filtered_spikes.T @ error)
+    return LayerTraces(after, constants, filtered_spikes), gradients

@@ -10,19 +10,18 @@ import numpy as np
 from jaxtyping import Array
 
 from . import checks
-from .learning_signals import Loss
-from .network import Network
-from .recursion import Gradients, zero_gradients
-from .rules import AbstractRule, EProp, as_network, refuse_cell_parameters
-from .traces import Carry, init_carry
+from .adjoint import NetworkGradients, as_network, forward, zero_gradients
+from .network import AbstractRule, Network
+from .pieces import NO_SUM_OVER_TIME, Progress, evaluate_piece, init_progress, is_sum_over_time
+from .rules import EProp, Loss
 
 
 class Sums(NamedTuple):
     """What has come of a sequence so far."""
 
-    carry: Carry
+    progress: Progress
     value: Array
-    gradients: Gradients
+    gradients: NetworkGradients
 
 
 def stream_value_and_grad(
@@ -57,12 +56,9 @@ def stream_value_and_grad(
     window = rule.window
 
     def advance(network: Network, now: Any, sums: Sums) -> tuple[Sums, Any]:
-        inputs, targets = now
-        carry, value, aux, gradients = rule.advance(
-            loss, network, sums.carry, inputs, targets, has_aux
-        )
-        gradients = jax.tree.map(jnp.add, sums.gradients, gradients)
-        return Sums(carry, sums.value + value, gradients), aux
+        progress, piece = evaluate_piece(loss, rule, network, sums.progress, *now, has_aux)
+        gradients = jax.tree.map(jnp.add, sums.gradients, piece.gradients)
+        return Sums(progress, sums.value + piece.value, gradients), piece.aux
 
     @eqx.filter_jit(donate="all-except-first")
     def whole_window(given: tuple[Network, Any], sums: Sums) -> tuple[Sums, Any]:
@@ -83,18 +79,29 @@ def stream_value_and_grad(
         aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux)
         return jax.lax.fori_loop(0, n_steps, step, (sums, aux))
 
+    @eqx.filter_jit
+    def fits(network: Network, progress: Progress, now: Any) -> Array:
+        inputs, targets = now
+        kept = network.draw_dropout(None, inputs.shape[:2])
+        trajectory = forward(network, progress.network, inputs, kept)[2]
+        return is_sum_over_time(_value_alone(loss, has_aux), trajectory, targets)
+
+    def is_trained(network: Network) -> Any:
+        part = eqx.filter(network, trainable)
+        return jax.tree.map(lambda x: x is not None, part, is_leaf=lambda x: x is None)
+
     def evaluate(network: Network, chunks: Iterable[Any]) -> tuple[Any, Network]:
-        part, _ = eqx.partition(network, trainable)
-        refuse_cell_parameters(part, window)
         sums, seen = None, []
         for now in _recut(chunks, window):
             if sums is None:
                 network.checked(now[0])
                 batch = now[0].shape[1]
-                zero = jnp.zeros((), network.w_in.dtype)
-                sums = Sums(init_carry(network, batch), zero, zero_gradients(network))
+                zero = jnp.zeros((), network.dtype)
+                sums = Sums(init_progress(network, batch), zero, zero_gradients(network))
                 sums = jax.tree.map(jnp.copy, sums)  # each its own memory, to be given away
-            inputs = checks.sequence("inputs", now[0], network.n_in, network.w_in.dtype)
+                if len(now[0]) > 1 and not fits(network, sums.progress, now):
+                    raise ValueError(NO_SUM_OVER_TIME.format(n=len(now[0])))
+            inputs = checks.sequence("inputs", now[0], network.n_in, network.dtype)
             n_steps = len(checks.finite("inputs", inputs))
             if n_steps == window:
                 sums, aux = whole_window((network, now), sums)
@@ -104,7 +111,8 @@ def stream_value_and_grad(
             seen.append(aux)
         if sums is None:
             raise ValueError("there are no chunks: an iterator can be read only once")
-        value, gradients = sums.value, as_network(network, part, sums.gradients)
+        value = sums.value
+        gradients = eqx.filter(as_network(network, sums.gradients), is_trained(network))
         return ((value, jax.tree.map(_stack, *seen)) if has_aux else value), gradients
 
     return evaluate
@@ -134,6 +142,10 @@ def _recut(chunks: Iterable[Any], length: int) -> Iterator[tuple[Any, Any]]:
                 pieces, n_steps = [], 0
     if pieces:
         yield jax.tree.map(lambda *xs: np.concatenate(xs), *pieces)
+
+
+def _value_alone(loss: Loss, has_aux: bool) -> Loss:
+    return (lambda *args: loss(*args)[0]) if has_aux else loss
 
 
 def _pad(x: np.ndarray, length: int) -> np.ndarray:

@@ -17,9 +17,8 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 from . import checkpoints, checks, files
-from .learning_signals import Loss
 from .network import Network
-from .rules import AbstractRule, apply_updates, value_and_grad
+from .rules import AbstractRule, Loss, apply_updates, value_and_grad
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 """`step(state, batch) -> (state, info)`, a pure function."""

@@ -1,0 +1,113 @@
+"""What every cell must keep to, found out when a layer is built and not by a wrong gradient."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from .abstract import AbstractCell, hidden_variables
+
+BATCH, STEPS = 2, 3
+
+
+def check_cell(cell: AbstractCell) -> None:
+    """Runs a few steps of the cell on random numbers.
+
+    Raises `ValueError` for a cell whose own arrays hold NaN or infinity; whose state is of another
+    shape than `[batch, n]`; that mixes neurons or examples, for which e-prop's traces would be
+    wrong; and for one that says `spiking = True` but sends something else than 0 and 1.
+    """
+    arrays, rest = eqx.partition(cell, eqx.is_array)
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arrays)):
+        return  # built within jit or vmap: nothing is known of its numbers
+    name = type(cell).__name__
+    for path, array in jax.tree_util.tree_leaves_with_path(arrays):
+        if not np.all(np.isfinite(np.asarray(array, np.float64))):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} of shape {array.shape} holds NaN or infinity"
+            )
+    with jax.ensure_compile_time_eval():
+        start = cell.init(BATCH)
+        for leaf in jax.tree.leaves(start):
+            if jnp.shape(leaf) != (BATCH, cell.n):
+                raise ValueError(
+                    f"{name}.init({BATCH}) has an array of shape {jnp.shape(leaf)}: every array of "
+                    f"a state must be [batch, n] = {(BATCH, cell.n)}"
+                )
+        outputs, mixed = _probe(rest, arrays)
+    if mixed:
+        raise ValueError(
+            f"{name} mixes neurons, or examples: changing some of them changes others, so e-prop "
+            f"would be wrong. Let `step` and `output` work on each entry of [batch, n] by itself: "
+            f"connect neurons by w_rec, and give an array that all neurons share a last axis other "
+            f"than n = {cell.n}"
+        )
+    if cell.spiking and not np.all((outputs == 0) | (outputs == 1)):
+        odd = outputs[(outputs != 0) & (outputs != 1)].flat[0]
+        raise ValueError(
+            f"{name} says spiking = True, but its output is {odd:g}: return 0 or 1, by a "
+            f"surrogate's `spike`, or write spiking = False"
+        )
+
+
+def _probe(rest: Any, arrays: Any) -> tuple[np.ndarray, bool]:
+    """Outputs `[run, step, batch, n]`, and whether entries depend on one another.
+
+    Two runs differ in what a random half of the entries start from and get, and in what the cell's
+    arrays say of a random half of the neurons. The other entries must come out the same.
+    """
+    cell = eqx.combine(arrays, rest)
+    n, rng = cell.n, np.random.default_rng(0)
+    neurons = rng.permutation(n) < n // 2  # whose numbers in the cell's arrays change
+    entries = (rng.random((BATCH, n)) < 0.5) | neurons
+    entries[0, np.flatnonzero(~neurons)[0]] = False
+
+    def random(shape):
+        return rng.normal(size=shape) * 10 ** rng.uniform(-1, 1, size=shape)
+
+    def changed(array):
+        if not (eqx.is_inexact_array(array) and np.ndim(array) and np.shape(array)[-1] == n):
+            return array
+        factors = np.where(neurons, rng.uniform(0.8, 1.25, array.shape), 1.0)
+        return jnp.asarray(array * jnp.asarray(factors, array.dtype))
+
+    shape = (BATCH, n)
+    currents_shape = shape if cell.n_currents == 1 else (cell.n_currents, *shape)
+    start = cell.init(BATCH)
+    dtype = hidden_variables(start)[0].dtype
+    shift = jax.tree.map(
+        lambda x: (
+            jnp.asarray(np.where(entries, random(shape), 0.0), x.dtype)
+            if eqx.is_inexact_array(x)
+            else jnp.zeros_like(x)
+        ),
+        start,
+    )
+    noise = [random((STEPS, *currents_shape)) for _ in range(2)]
+    z = [rng.integers(0, 2, (STEPS, *shape)) for _ in range(2)]
+
+    @jax.jit
+    def run(arrays, state, currents, z):
+        cell = eqx.combine(arrays, rest)
+        outputs, states = [], []
+        for t in range(STEPS):
+            state = cell.step(state, currents[t], z[t])
+            outputs.append(cell.output(state))
+            states.append(state)
+        return outputs, states
+
+    def inputs(sources):
+        return (jnp.asarray(x, dtype) for x in sources)
+
+    first = run(arrays, start, *inputs((noise[0], z[0])))
+    other = (np.where(entries, noise[1], noise[0]), np.where(entries, z[1], z[0]))
+    moved = jax.tree.map(jnp.add, start, shift)
+    second = run(jax.tree.map(changed, arrays), moved, *inputs(other))
+    mixed = any(
+        not np.array_equal(np.asarray(x)[~entries], np.asarray(y)[~entries], equal_nan=True)
+        for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    )
+    return np.stack([np.asarray(first[0]), np.asarray(second[0])]), mixed

@@ -1,0 +1,344 @@
+"""A layer: neurons, and the synapses that lead to them from below and from themselves."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, Shaped
+
+from . import checks
+from .cells import AbstractCell, Populations
+from .delays import AbstractDelayLine, RotatingBuffer, delayed
+from .dropout import Dropout
+from .sequences import preceding
+from .synapses import AbstractSynapses, Dense
+
+Initializer = Callable[[PRNGKeyArray, tuple[int, ...], Any], Array]
+"""The signature of `jax.nn.initializers`: `(key, shape, dtype) -> array`."""
+
+fan_in_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+"""The paper's synaptic weights: N(0, 1) / sqrt(number of presynaptic neurons)."""
+
+
+class LayerState(NamedTuple):
+    """What one step of a layer hands to the next. Every array has a leading axis of examples."""
+
+    neurons: tuple[Any, ...]
+    """s_t, the state of each population."""
+    spikes: Float[Array, "batch n"]
+    """z_t."""
+    past: dict[str, Float[Array, "batch _ _"]]
+    """By kind of synapses, if they are delayed, their presynaptic activity of the last steps, the
+    oldest first."""
+
+
+class LayerTrajectory(NamedTuple):
+    """What a layer did over a sequence."""
+
+    spikes: Float[Array, "time batch n"]
+    """z_t."""
+    states: Any
+    """s_t, the cell's state with a leading time axis on each field; for a layer of several
+    populations a tuple of their states."""
+
+
+class Unrolled(NamedTuple):
+    """A stretch of a layer's run."""
+
+    end: LayerState
+    spikes: Float[Array, "time batch n"]
+    states: tuple[Any, ...]
+    currents: Float[Array, "time batch n_post"]
+    """I_t."""
+
+
+class Layer(eqx.Module):
+    """Neurons under the currents of their synapses.
+
+        I_t = below_{t-d} W_in + z_{t-1-d} W_rec + bias
+        s_t, z_t: the cell's
+
+    `below` is the activity of the layer below in the same step, or the network's input; d = 0, or
+    a delay of each presynaptic neuron. Every W may be any `AbstractSynapses`.
+    """
+
+    neurons: Populations
+    below: AbstractSynapses
+    recurrent: AbstractSynapses | None
+    bias: Dense | None
+    """Synapses that see a presynaptic 1."""
+    delay_in: checks.Parameter = eqx.field(static=True)
+    delay_rec: checks.Parameter = eqx.field(static=True)
+    delay_line: AbstractDelayLine
+    dropout: Dropout | None
+
+    def __init__(
+        self,
+        cell: AbstractCell | Sequence[AbstractCell],
+        *,
+        n_in: int | None = None,
+        w_in: ArrayLike | Initializer | AbstractSynapses = fan_in_normal,
+        w_rec: ArrayLike | Initializer | AbstractSynapses | None = fan_in_normal,
+        bias: ArrayLike | Initializer | None = None,
+        autapses: bool = False,
+        delay_in: ArrayLike = 0.0,
+        delay_rec: ArrayLike = 0.0,
+        delay_line: AbstractDelayLine = RotatingBuffer(),  # noqa: B008 (immutable)
+        dropout: Dropout | None = None,
+        key: PRNGKeyArray | None = None,
+    ):
+        """**Arguments:**
+
+        - `cell`: the neurons; or several cells, populations side by side.
+        - `n_in`: number of neurons of the layer below, or of inputs; need not be said if `w_in`
+          tells.
+        - `w_in`, `w_rec`: weights `[n_in, n_post]` and `[n, n_post]`, each an array, an
+          initializer of `jax.nn.initializers`, or `AbstractSynapses`. n_post is n, or for cells
+          with several currents Σ n_currents · n. `w_rec=None` for no recurrent synapses. The
+          paper's weights by default: N(0, 1) / sqrt(n_pre).
+        - `bias`: a current `[n_post]`, an array or an initializer; `None` for none.
+        - `autapses`: whether a neuron has a synapse to itself. If not, their weights in a matrix
+          `w_rec` are structurally zero, whatever is stored there, and so are their gradients.
+        - `delay_in`, `delay_rec`: delays of the synapses of `w_in` and `w_rec` in ms, multiples of
+          dt: one number, or one for each presynaptic neuron. A recurrent spike takes one step
+          anyway; its delay comes on top.
+        - `delay_line`: how spikes wait, `RotatingBuffer()` or `ConcatenatedBuffer()`: the same
+          numbers, the same gradients.
+        - `dropout`: of what the layer receives from below, `Dropout(rate)`; `None` for none.
+        - `key`: random key for the initializers; not needed if every weight is given.
+
+        Raises `ValueError` or `TypeError` for a weight of another shape, of an integer dtype, or
+        not finite, and for a cell that breaks the contract of `AbstractCell`.
+        """
+        self.neurons = Populations(cell)
+        n, n_post, dt = self.neurons.n, self.neurons.n_post, self.neurons.dt
+        if isinstance(w_in, AbstractSynapses):
+            n_in = w_in.n_pre if n_in is None else n_in
+        if n_in is None:
+            raise TypeError("n_in is missing: give the number of inputs, Layer(cell, n_in=40)")
+        n_in = checks.positive_int("n_in", n_in)
+        keys = KeyOf(key)
+        self.below = _synapses("w_in", w_in, (n_in, n_post), keys(0))
+        self.recurrent = None
+        if w_rec is not None:
+            sizes = tuple((cell.n, cell.n_currents) for cell in self.neurons.cells)
+            left_out = () if checks.switch("autapses", autapses) else sizes
+            self.recurrent = _synapses("w_rec", w_rec, (n, n_post), keys(1), left_out)
+        self.bias = None
+        if bias is not None:
+            self.bias = Dense(weight("bias", bias, (n_post,), keys(4))[None])
+        self.delay_in = checks.delay("delay_in", delay_in, n_in, dt, "inputs")
+        self.delay_rec = checks.delay("delay_rec", delay_rec, n, dt, "neurons")
+        self.delay_line = checks.instance(
+            "delay_line", delay_line, AbstractDelayLine, "RotatingBuffer()"
+        )
+        if dropout is not None:
+            checks.instance("dropout", dropout, Dropout, "Dropout(0.2)")
+        self.dropout = dropout
+
+    @property
+    def n_in(self) -> int:
+        """Number of neurons below, or of inputs."""
+        return self.below.n_pre
+
+    @property
+    def n(self) -> int:
+        """Number of neurons."""
+        return self.neurons.n
+
+    @property
+    def dtype(self) -> Any:
+        """Of weights and states."""
+        return self.below.weights.dtype
+
+    @property
+    def synapses(self) -> dict[str, AbstractSynapses]:
+        """All synapses, by what they see: "below", "recurrent" and "bias", where there are such."""
+        kinds = {"below": self.below, "recurrent": self.recurrent, "bias": self.bias}
+        return {kind: synapses for kind, synapses in kinds.items() if synapses is not None}
+
+    def effective(self) -> dict[str, Array]:
+        """The weights as they act."""
+        return {kind: synapses.effective() for kind, synapses in self.synapses.items()}
+
+    @property
+    def delays(self) -> dict[str, Int[np.ndarray, " _"]]:
+        """The delay of each presynaptic neuron in steps, of the synapses that have any."""
+        in_ms = {"below": self.delay_in, "recurrent": self.delay_rec}
+        delays = {
+            kind: np.round(np.broadcast_to(in_ms[kind], synapses.n_pre) / self.neurons.dt)
+            for kind, synapses in self.synapses.items()
+            if kind in in_ms
+        }
+        return {kind: steps.astype(int) for kind, steps in delays.items() if steps.any()}
+
+    def init(self, batch: int) -> LayerState:
+        """The layer at rest, in the dtype of its weights."""
+        neurons = jax.tree.map(
+            lambda x: x.astype(self.dtype) if eqx.is_inexact_array(x) else x,
+            self.neurons.init(batch),
+        )
+        past = {
+            kind: jnp.zeros((batch, steps.max(), len(steps)), self.dtype)
+            for kind, steps in self.delays.items()
+        }
+        return LayerState(neurons, jnp.zeros((batch, self.n), self.dtype), past)
+
+    def unroll(
+        self,
+        start: LayerState,
+        below: Shaped[Array, "time batch n_in"],
+        w: dict[str, Array],
+        *,
+        stop_z_gradients: bool,
+        perturbation: Float[Array, "time batch n"] | None = None,
+    ) -> Unrolled:
+        """Continue from `start` under activity `below`, with the `effective` weights `w`.
+
+        With `stop_z_gradients` the gradient of z_{t-1} is stopped where it enters the recurrent
+        current and the reset. `perturbation` is added to each z_t as the network sees it: the
+        derivative with respect to it, at zero, is the total derivative dE/dz_t.
+        """
+        drive = self.drive(self._given(start, below)["below"], w)  # one product for all steps
+        steps, line = self.delays.get("recurrent"), None
+        if steps is not None:
+            line = self.delay_line.init(jnp.moveaxis(start.past["recurrent"], 1, 0))
+
+        def step(carry, now):
+            states, z_tm1, line = carry
+            current, shift = now
+            if stop_z_gradients:
+                z_tm1, line = jax.lax.stop_gradient((z_tm1, line))
+            if self.recurrent is not None:
+                arriving = z_tm1
+                if steps is not None:
+                    line, arriving = self.delay_line.step(line, z_tm1, steps)
+                current = current + self.recurrent.currents(w["recurrent"], arriving)
+            states, z = self.neurons.step(states, current, z_tm1)
+            z = z if shift is None else z + shift
+            return (states, z, line), (z, states, current)
+
+        (states, z, _), (spikes, all_states, currents) = jax.lax.scan(
+            step, (start.neurons, start.spikes, line), (drive, perturbation)
+        )
+        end = LayerState(states, z, self._past_after(start, below, spikes))
+        return Unrolled(end, spikes, all_states, currents)
+
+    def drive(self, below: Array, w: dict[str, Array]) -> Float[Array, "time batch n_post"]:
+        """The currents from below and of the bias."""
+        drive = self.below.currents(w["below"], below)
+        return drive if self.bias is None else drive + w["bias"][None]
+
+    def currents(
+        self, pre: dict[str, Array], w: dict[str, Array]
+    ) -> Float[Array, "time batch n_post"]:
+        """I_t under what all synapses see, in `unroll`'s order of sums: the same bits."""
+        drive = self.drive(pre["below"], w)
+        if self.recurrent is None:
+            return drive
+        return drive + self.recurrent.currents(w["recurrent"], pre["recurrent"])
+
+    def presynaptic(
+        self,
+        start: LayerState,
+        below: Shaped[Array, "time batch n_in"],
+        spikes: Float[Array, "time batch n"],
+    ) -> dict[str, Float[Array, "time batch _"]]:
+        """What each kind of synapses sees at each step: delayed, and a bias a 1.
+
+        `start` is the layer before the first step.
+        """
+        pre = self._given(start, below)
+        if self.recurrent is not None:
+            z_tm1 = preceding(start.spikes, spikes)
+            pre["recurrent"] = self._delayed("recurrent", start, z_tm1)
+        if self.bias is not None:
+            pre["bias"] = jnp.ones((*below.shape[:2], 1), self.dtype)
+        return pre
+
+    def _given(self, start: LayerState, below: Array) -> dict[str, Array]:
+        return {"below": self._delayed("below", start, below.astype(self.dtype))}
+
+    def _delayed(self, kind: str, start: LayerState, activity: Array) -> Array:
+        if kind not in start.past:
+            return activity
+        known = jnp.concatenate([jnp.moveaxis(start.past[kind], 1, 0), activity])
+        return delayed(known, self.delays[kind], len(activity))
+
+    def _past_after(self, start: LayerState, below: Array, spikes: Array) -> dict[str, Array]:
+        """What is still under way after some steps."""
+
+        def last(kind, past):
+            now = below.astype(self.dtype) if kind == "below" else preceding(start.spikes, spikes)
+            return jnp.concatenate([past, jnp.moveaxis(now, 0, 1)], axis=1)[:, -past.shape[1] :]
+
+        return {kind: last(kind, past) for kind, past in start.past.items()}
+
+
+class KeyOf(NamedTuple):
+    """Random keys for the initializers of one module, told apart by a number."""
+
+    key: Any
+
+    def __call__(self, index: int) -> Callable[[str], PRNGKeyArray]:
+        """The key as a function of the weight's name, which an error is to say."""
+
+        def key(name: str) -> PRNGKeyArray:
+            if self.key is None:
+                raise ValueError(
+                    f"{name} is drawn by an initializer, which needs a random key: "
+                    f"write key=jax.random.key(0)"
+                )
+            if not _is_random_key(self.key):
+                raise TypeError(f"key = {self.key!r} must be a random key: write jax.random.key(0)")
+            return jax.random.fold_in(self.key, index)
+
+        return key
+
+
+def _is_random_key(key: Any) -> bool:
+    if not isinstance(key, jax.Array):
+        return False
+    legacy = key.dtype == jnp.uint32 and key.shape == (2,)
+    return legacy or bool(jnp.issubdtype(key.dtype, jax.dtypes.prng_key))
+
+
+def weight(
+    name: str,
+    given: ArrayLike | Initializer,
+    shape: tuple[int, ...],
+    key: Callable[[str], PRNGKeyArray],
+) -> Array:
+    """A weight of `shape`: an array, or drawn by an initializer."""
+    if callable(given):
+        given = given(key(name), shape, jnp.result_type(float))
+    elif isinstance(given, str | bool):
+        raise TypeError(
+            f"{name} = {given!r} must be an array or an initializer: write "
+            f"jax.nn.initializers.zeros, or another of jax.nn.initializers"
+        )
+    return checks.finite(name, checks.float_array(name, given, shape))
+
+
+def _synapses(
+    name: str,
+    given: Any,
+    shape: tuple[int, int],
+    key: Callable[[str], PRNGKeyArray],
+    without_autapses_of: tuple[tuple[int, int], ...] = (),
+) -> AbstractSynapses:
+    if not isinstance(given, AbstractSynapses):
+        dense = Dense(weight(name, given, shape, key), without_autapses_of=without_autapses_of)
+        # Zero where they are stored, too: what is looked at is what acts.
+        return eqx.tree_at(lambda s: s.weights, dense, dense.effective())
+    if (given.n_pre, given.n_post) != shape:
+        raise ValueError(
+            f"{name} leads from {given.n_pre} neurons to {given.n_post} currents, but "
+            f"{shape[0]} and {shape[1]} are needed here"
+        )
+    if without_autapses_of and isinstance(given, Dense):
+        return eqx.tree_at(lambda s: s.without_autapses_of, given, without_autapses_of)
+    return given

@@ -1,0 +1,111 @@
+"""A loss on pieces of a sequence, one after another: what streams and online learning are made of.
+
+The loss is called on each piece and the values are added up, so it must be a sum over time.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from . import adjoint
+from .adjoint import Carry, Derivatives, NetworkGradients
+from .network import Network, NetworkState, Trajectory
+from .rules import EProp, Loss, call_loss
+
+
+class Progress(NamedTuple):
+    """What one piece hands to the next. Every array has a leading axis of examples."""
+
+    network: NetworkState
+    traces: Carry
+
+
+class Evaluated(NamedTuple):
+    """What came of a piece."""
+
+    value: Array
+    aux: Any
+    derivatives: Derivatives
+    gradients: NetworkGradients
+    """The piece's share."""
+    trajectory: Trajectory
+
+
+def init_progress(network: Network, batch: int) -> Progress:
+    """The network at rest, before the first step."""
+    return Progress(network.init(batch), adjoint.init_carry(network, batch))
+
+
+def evaluate_piece(
+    loss: Loss,
+    rule: EProp,
+    network: Network,
+    before: Progress,
+    inputs: Array,
+    targets: Any,
+    has_aux: bool,
+) -> tuple[Progress, Evaluated]:
+    """Goes on from `before` under `inputs` `[time, batch, n_in]`, as one window."""
+    kept = network.draw_dropout(None, inputs.shape[:2])
+    end, records, trajectory = adjoint.forward(network, before.network, inputs, kept)
+    value, aux, derivatives = _differentiate(loss, network, trajectory, targets, has_aux)
+    b = rule.feedback.matrix(network)
+    traces, gradients = adjoint.advance(network, b, records, derivatives, before.traces)
+    evaluated = Evaluated(value, aux, derivatives, gradients, trajectory)
+    return Progress(end, traces), evaluated
+
+
+def _differentiate(
+    loss: Loss, network: Network, trajectory: Trajectory, targets: Any, has_aux: bool
+) -> tuple[Array, Any, Derivatives]:
+    """`(value, aux, derivatives)` of a loss, with `None` for what it doesn't look at.
+
+    That is known where its cotangents are still symbolic: in a derivative of our own.
+    """
+    seen = []
+
+    @eqx.filter_custom_vjp
+    def look(trajectory):
+        return trajectory
+
+    @look.def_fwd
+    def _look_forward(perturbed, trajectory):
+        return trajectory, None
+
+    @look.def_bwd
+    def _look_backward(residuals, cotangents, perturbed, trajectory):
+        seen.append(jax.tree.map(lambda x: x is None, cotangents, is_leaf=lambda x: x is None))
+        return cotangents
+
+    def of_trajectory(trajectory):
+        return call_loss(loss, look(trajectory), targets, has_aux)
+
+    (value, aux), d = eqx.filter_value_and_grad(of_trajectory, has_aux=True)(trajectory)
+    d = jax.tree.map(
+        lambda x, unseen: None if unseen else x, d, seen[-1], is_leaf=lambda x: x is None
+    )
+    return value, aux, adjoint.derivatives_of(network, d, trajectory.outputs.shape[:2])
+
+
+def is_sum_over_time(loss: Loss, trajectory: Trajectory, targets: Any) -> Bool[Array, ""]:
+    """Whether a loss on some steps, two at least, is what it is on their halves together."""
+    n_steps = len(trajectory.outputs)
+
+    def on(part: slice) -> Array:
+        return loss(*jax.tree.map(lambda x: x[part], (trajectory, targets)))
+
+    whole, halves = on(slice(None)), (on(slice(n_steps // 2)), on(slice(n_steps // 2, None)))
+    scale = jnp.abs(whole) + jnp.abs(halves[0]) + jnp.abs(halves[1])
+    return ~(jnp.abs(whole - halves[0] - halves[1]) > 1e-2 * scale)
+
+
+NO_SUM_OVER_TIME = (
+    "the loss is no sum over time: on {n} steps it is not what it is on the first and on the last "
+    "half of them, added up. It is called on one piece after another, so a mean over the steps at "
+    "hand would weigh each by its length, and a penalty on firing rates look at each by itself. "
+    "Add up over time, jnp.sum(...); of the functions of eprop.losses say n_steps; for rates use "
+    "RatePenalty. Or find the gradient of the whole sequence at once, value_and_grad(loss, EProp())"
+)

@@ -1,0 +1,237 @@
+"""E-prop of one layer in reverse: backpropagation through the neurons, not the network.
+
+With the recurrent spikes held fixed a layer is a set of separate neurons, each driven by its
+input currents I_t. Their derivatives need no weights: one reverse scan over neurons turns the
+learning signals ℓ_t on their spikes into r_t = dE/dI_t, and the gradient of the synapses is the
+derivative of their currents with cotangent r_t: for a weight matrix the product Σ_t pre_tᵀ r_t.
+The proof that this is the recursion's number is in the documentation, under "Derivation".
+
+Memory, not arithmetic, sets the time. So a long sequence is worked through in blocks of steps
+that fit into the processor's cache: the forward pass keeps the spikes, one byte each, and the
+state at the start of each block. With the spikes known, the reverse pass runs the neurons of a
+block again from there; their input currents are one product, or kept where that is cheaper.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .cells import hidden_variables
+from .delays import delayed
+from .layer import Layer, LayerState
+from .replay import Block, neurons_of, trained_constants
+from .sequences import Blocks, block_length, cut, join, scan_blocks
+
+BLOCK_BYTES = 2**20
+"""About how large a float array over the steps of a block, the batch and the neurons may be.
+
+What is needed for some steps only is computed for a block of them, in memory that stays in the
+cache.
+"""
+
+KEPT_BYTES = 2**24
+"""Currents are kept if they are no larger than this (beyond, memory is fresh at each call) ..."""
+
+KEPT_INPUTS = 512
+"""... or if each is the sum of more inputs than this, so that adding them up again takes longer."""
+
+
+class Signals(NamedTuple):
+    """What the loss says about each step of a layer."""
+
+    error: Float[Array, "time batch n_out"]
+    """The readout's error, to be sent to the neurons by the feedback matrix."""
+    spikes: Float[Array, "time batch n"] | None
+    """∂E/∂z_t with the outputs held fixed; `None` if the loss does not look at the spikes."""
+    states: list[Float[Array, "time batch _"]] | None
+    """∂E/∂s_t of each hidden variable, `None` likewise."""
+
+
+class LayerGradients(NamedTuple):
+    """dE/dw of a layer."""
+
+    weights: dict[str, Array]
+    """Of the `effective` weights of each kind of synapses."""
+    constants: Any
+    """Of the cells' own arrays."""
+    readout: Float[Array, "n n_out"]
+    """Of the weights that lead from here to the readout."""
+
+
+class Ran(NamedTuple):
+    """What came of a stretch of a layer's run."""
+
+    end: LayerState
+    blocks: Blocks
+    """Of `Block`."""
+    drive: Float[Array, "time batch n_out"] | None
+    """z_t W_out of this layer; `None` if the readout does not see it."""
+    spikes: Array
+    """z_t, booleans if the layer is spiking."""
+    states: tuple[Any, ...]
+
+
+def block_steps(layer: Layer, n_steps: int, batch: int) -> int:
+    """How many steps to work on at a time, for their arrays to fit into the cache.
+
+    The arrays are no smaller than the synapses' gradient, which each block is added to, and the
+    steps about as many as the longest delay's, whose history each block begins with.
+    """
+    weights = jax.tree.leaves(jax.eval_shape(layer.effective))
+    itemsize = jnp.dtype(layer.dtype).itemsize
+    gradient_bytes = sum(x.size for x in weights) * itemsize
+    longest_delay = max([1, *(int(steps.max()) for steps in layer.delays.values())])
+    fitting = max(BLOCK_BYTES, gradient_bytes) // (batch * layer.n * itemsize)
+    return block_length(n_steps, max(longest_delay, fitting))
+
+
+def zero_gradients(layer: Layer, n_out: int) -> LayerGradients:
+    """Where a sum of gradients begins."""
+    shapes = jax.eval_shape(lambda: (layer.effective(), trained_constants(layer)))
+    weights, constants = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return LayerGradients(weights, constants, jnp.zeros((layer.n, n_out), layer.dtype))
+
+
+def forward(
+    layer: Layer,
+    w: dict[str, Array],
+    w_out: Float[Array, "n n_out"] | None,
+    start: LayerState,
+    below: Array,
+) -> Ran:
+    """Runs a layer and keeps what the reverse pass needs. `w` are its `effective` weights."""
+    n_steps, batch = below.shape[:2]
+    small = n_steps * batch * layer.neurons.n_post * start.spikes.dtype.itemsize <= KEPT_BYTES
+    n_inputs = sum(synapses.n_pre for synapses in layer.synapses.values())
+    keep = small or n_inputs > KEPT_INPUTS
+
+    def of_block(state, below):
+        end, z, states, currents = layer.unroll(state, below, w, stop_z_gradients=True)
+        spikes = z > 0 if layer.neurons.spiking else z
+        drive = None if w_out is None else z @ w_out
+        block = Block(state, below, spikes, currents if keep else None)
+        return end, (block, (drive, spikes, states))
+
+    blocks = cut(below, block_steps(layer, n_steps, batch))
+    end, results = scan_blocks(of_block, start, blocks)
+    (whole, seen), (rest, last) = results.whole, results.rest or (None, None)
+    drive, spikes, states = join(Blocks(seen, last))
+    return Ran(end, Blocks(whole, rest), drive, spikes, states)
+
+
+class Later(NamedTuple):
+    """What the reverse pass carries from later steps to earlier ones."""
+
+    costates: list[Float[Array, "batch _"]]
+    """λ_t = dE/ds_t of each hidden variable."""
+    gradients: LayerGradients
+    units: list[list[Float[Array, "batch _"]]]
+    """The costates of other functions of the run than the loss: see `reverse`."""
+
+
+class UnitSignal(NamedTuple):
+    """A function of a layer's run to differentiate beside the loss, neuron by neuron."""
+
+    fading: Float[Array, " time"] | None
+    """Its derivative with respect to each z_t, the same for all neurons; `None` if it is zero."""
+    at_end: list[Float[Array, "batch _"]]
+    """Its derivative with respect to each hidden variable at the end."""
+
+
+class Reversed(NamedTuple):
+    """What the reverse pass finds of a stretch of steps."""
+
+    costates: list[Float[Array, "batch _"]]
+    """dE/ds of each hidden variable before the first step."""
+    gradients: LayerGradients
+    below: Float[Array, "time batch n_in"] | None
+    """dE/d(activity below), if asked for."""
+    unit_costates: list[list[Float[Array, "batch _"]]]
+    unit_currents: list[Float[Array, "time batch n_post"]]
+    """d(unit)/dI_t of each unit signal."""
+
+
+def reverse(
+    layer: Layer,
+    w: dict[str, Array],
+    b: Float[Array, "n n_out"],
+    blocks: Blocks,
+    signals: Signals,
+    costates: list[Float[Array, "batch _"]],
+    *,
+    units: Sequence[UnitSignal] = (),
+    of_below: bool = False,
+) -> Reversed:
+    """From the last block to the first.
+
+    **Arguments:** `b`: the feedback matrix; `signals`: with the error led back through the
+    readout's leak; `costates`: dE/ds after the last step; `units`: other functions whose
+    derivatives with respect to the currents are wanted.
+    """
+
+    def of_block(later: Later, now: tuple[Block, Signals, Any]):
+        block, signals, fading = now
+        spikes = block.spikes.astype(layer.dtype)
+        pre = layer.presynaptic(block.start, block.below, spikes)
+        # The neurons of the block again, each by itself, under the currents that they got.
+        run = neurons_of(layer, w, block, pre, with_states=signals.states is not None)
+        at = (trained_constants(layer), hidden_variables(block.start.neurons), run.currents)
+        _, pullback = jax.vjp(run, *at)
+
+        d_spikes = signals.error @ b.T  # ℓ_t, [time, batch, n]
+        if signals.spikes is not None:
+            d_spikes = d_spikes + signals.spikes
+        d_constants, costates, r = pullback((d_spikes, signals.states, later.costates))
+
+        _, of_weights = jax.vjp(lambda w: layer.currents(pre, w), w)
+        (d_weights,) = of_weights(r)
+        here = LayerGradients(d_weights, d_constants, _product(spikes, signals.error))
+        gradients = jax.tree.map(jnp.add, later.gradients, here)
+        d_pre = None
+        if of_below:
+            _, of_pre = jax.vjp(lambda x: layer.below.currents(w["below"], x), pre["below"])
+            (d_pre,) = of_pre(r)
+
+        unit_costates, unit_currents = [], []
+        for unit, on_spikes in zip(later.units, fading, strict=True):
+            on_spikes = jnp.zeros(len(spikes), layer.dtype) if on_spikes is None else on_spikes
+            on_spikes = jnp.broadcast_to(on_spikes[:, None, None], spikes.shape)
+            on_states = jax.tree.map(jnp.zeros_like, signals.states)
+            _, before, of_currents = pullback((on_spikes, on_states, unit))
+            unit_costates.append(before)
+            unit_currents.append(of_currents)
+        return Later(costates, gradients, unit_costates), (d_pre, unit_currents)
+
+    length = blocks.whole.spikes.shape[1]
+    with_time = cut((signals, [unit.fading for unit in units]), length)
+    together = Blocks(
+        (blocks.whole, *with_time.whole),
+        None if blocks.rest is None else (blocks.rest, *with_time.rest),
+    )
+    n_out = signals.error.shape[-1]
+    last = Later(costates, zero_gradients(layer, n_out), [unit.at_end for unit in units])
+    first, by_step = scan_blocks(of_block, last, together, reverse=True)
+    d_pre, unit_currents = join(by_step)
+    d_below = None if d_pre is None else _before_delay(layer, d_pre)
+    return Reversed(first.costates, first.gradients, d_below, first.units, unit_currents)
+
+
+def _product(
+    pre: Float[Array, "time batch n_pre"], post: Float[Array, "time batch n_post"]
+) -> Float[Array, "n_pre n_post"]:
+    return jnp.tensordot(pre, post, axes=((0, 1), (0, 1)))
+
+
+def _before_delay(
+    layer: Layer, d_pre: Float[Array, "time batch n_in"]
+) -> Float[Array, "time batch n_in"]:
+    """dE/d(activity below) from dE/d(what the synapses see of it)."""
+    steps = layer.delays.get("below")
+    if steps is None:
+        return d_pre
+    known = jnp.zeros((steps.max() + len(d_pre), *d_pre.shape[1:]), d_pre.dtype)
+    _, pullback = jax.vjp(lambda known: delayed(known, steps, len(d_pre)), known)
+    return pullback(d_pre)[0][steps.max() :]

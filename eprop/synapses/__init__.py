@@ -1,0 +1,8 @@
+"""Synapses: operators from presynaptic activity to currents."""
+
+from .abstract import AbstractSynapses
+from .convolution import Convolution
+from .dense import Dense
+from .sparse import Sparse
+
+__all__ = ["AbstractSynapses", "Convolution", "Dense", "Sparse"]

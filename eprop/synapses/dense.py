@@ -1,0 +1,112 @@
+"""Synapses from every presynaptic neuron to every postsynaptic one."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from .. import checks
+from .abstract import AbstractSynapses
+
+
+class Dense(AbstractSynapses):
+    """A weight matrix `[n_pre, n_post]`: I = pre W.
+
+    With `signs` Dale's law holds: W_ij = sign_i |w_ij|, whatever an optimiser makes of w.
+    """
+
+    weights: Float[Array, "n_pre n_post"]
+    mask: Bool[Array, "n_pre n_post"] | None
+    signs: Int[Array, " n_pre"] | None
+    without_autapses_of: tuple[tuple[int, int], ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        weights: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        signs: ArrayLike | None = None,
+        without_autapses_of: tuple[tuple[int, int], ...] = (),
+    ):
+        """**Arguments:**
+
+        - `weights`: w `[n_pre, n_post]`.
+        - `mask`: booleans of the same shape, the synapses that exist (all by default).
+        - `signs`: +1 or -1 for each presynaptic neuron, excitatory or inhibitory: the sign of all
+          its synapses. By default each synapse may take any.
+        - `without_autapses_of`: of recurrent synapses whose neurons have no synapse to themselves
+          the populations, as `(n, n_currents)`. A layer fills this in.
+
+        Raises `ValueError` or `TypeError` for arrays that don't fit.
+        """
+        array = jnp.asarray(weights)
+        if array.ndim != 2:
+            raise ValueError(f"weights have shape {array.shape}, but [n_pre, n_post] is needed")
+        self.weights = checks.finite("weights", checks.float_array("weights", array, array.shape))
+        self.mask = None if mask is None else _mask(mask, array.shape)
+        self.signs = None if signs is None else presynaptic_signs(signs, array.shape[0])
+        self.without_autapses_of = without_autapses_of
+
+    @property
+    def n_pre(self) -> int:
+        """Number of presynaptic neurons."""
+        return self.weights.shape[0]
+
+    @property
+    def n_post(self) -> int:
+        """Number of postsynaptic currents."""
+        return self.weights.shape[1]
+
+    def effective(self) -> Float[Array, "n_pre n_post"]:
+        w = self.weights
+        if self.signs is not None:
+            w = self.signs.astype(w.dtype)[:, None] * jnp.abs(w)
+        if self.mask is not None:
+            w = jnp.where(self.mask, w, jnp.zeros((), w.dtype))
+        if self.without_autapses_of:
+            w = jnp.where(_autapses(self.without_autapses_of), jnp.zeros((), w.dtype), w)
+        return w
+
+    def currents(self, w: Array, pre: Array) -> Array:
+        return pre @ w
+
+    def seen(self, pre: Array) -> Array:
+        return pre[:, :, None]
+
+    def spread(self, w: Array) -> Array:
+        return w
+
+
+def presynaptic_signs(signs: ArrayLike, n_pre: int) -> Array:
+    """+1 or -1 of each presynaptic neuron as integers; `ValueError` for anything else."""
+    array = np.asarray(signs)
+    if array.shape != (n_pre,) or not np.all(np.abs(array) == 1):
+        raise ValueError(
+            f"signs of shape {array.shape} must be +1 or -1 for each of the {n_pre} presynaptic "
+            f"neurons: write np.where(np.arange({n_pre}) < n_excitatory, 1, -1)"
+        )
+    return jnp.asarray(array, jnp.int8)
+
+
+def _mask(mask: Any, shape: tuple[int, ...]) -> Array:
+    array = jnp.asarray(mask)
+    if array.dtype != bool or array.shape != shape:
+        raise ValueError(
+            f"mask has shape {array.shape} and dtype {array.dtype}, but must be a boolean for each "
+            f"weight: {shape}"
+        )
+    return array
+
+
+def _autapses(populations: tuple[tuple[int, int], ...]) -> Array:
+    """Where a neuron's output leads to one of its own currents, `[n, n_post]`."""
+    n = sum(size for size, _ in populations)
+    starts = np.cumsum([0, *(size for size, _ in populations)])
+    neuron = [
+        np.arange(start, start + size)
+        for start, (size, n_currents) in zip(starts, populations, strict=False)
+        for _ in range(n_currents)
+    ]
+    return jnp.arange(n)[:, None] == jnp.asarray(np.concatenate(neuron))[None]

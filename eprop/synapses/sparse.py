@@ -1,0 +1,109 @@
+"""Synapses from a fixed number of presynaptic neurons to each postsynaptic one."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+
+from .. import checks
+from .abstract import AbstractSynapses
+from .dense import presynaptic_signs
+
+
+class Sparse(AbstractSynapses):
+    """Weights `[n_post, fan_in]` and where they come from: I_j = Σ_f w_jf pre_index(j, f).
+
+    Memory and time go with the number of synapses. With `signs` Dale's law holds, as for `Dense`.
+    """
+
+    weights: Float[Array, "n_post fan_in"]
+    indices: Int[Array, "n_post fan_in"]
+    signs: Int[Array, " n_pre"] | None
+    n_pre: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        weights: ArrayLike,
+        indices: ArrayLike,
+        *,
+        n_pre: int,
+        signs: ArrayLike | None = None,
+    ):
+        """**Arguments:**
+
+        - `weights`: w `[n_post, fan_in]`.
+        - `indices`: the presynaptic neuron of each synapse, integers of the same shape. A neuron
+          that occurs twice in a row has two synapses.
+        - `n_pre`: number of presynaptic neurons.
+        - `signs`: +1 or -1 for each presynaptic neuron.
+
+        Raises `ValueError` or `TypeError` for arrays that don't fit.
+        """
+        self.n_pre = checks.positive_int("n_pre", n_pre)
+        array, at = jnp.asarray(weights), np.asarray(indices)
+        if array.ndim != 2 or at.shape != array.shape or at.dtype.kind not in "iu":
+            raise ValueError(
+                f"weights have shape {array.shape} and indices {at.shape} of dtype {at.dtype}: "
+                f"both must be [n_post, fan_in], the indices integers"
+            )
+        if at.size and not (at.min() >= 0 and at.max() < n_pre):
+            raise ValueError(f"indices go from {at.min()} to {at.max()}, not from 0 to {n_pre - 1}")
+        self.weights = checks.finite("weights", checks.float_array("weights", array, array.shape))
+        self.indices = jnp.asarray(at, jnp.int32)
+        self.signs = None if signs is None else presynaptic_signs(signs, n_pre)
+
+    @staticmethod
+    def random(
+        n_pre: int,
+        n_post: int,
+        fan_in: int,
+        *,
+        key: PRNGKeyArray,
+        autapses: bool = True,
+        signs: ArrayLike | None = None,
+    ) -> "Sparse":
+        """Each postsynaptic neuron hears `fan_in` different neurons, drawn at random.
+
+        The weights are N(0, 1) / sqrt(fan_in). With `autapses=False`, for recurrent synapses,
+        none of them is the neuron itself.
+        """
+        for_indices, for_weights = jax.random.split(key)
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(for_indices)))
+        n_others = n_pre if autapses else n_pre - 1
+        if not 1 <= checks.positive_int("fan_in", fan_in) <= n_others:
+            raise ValueError(
+                f"fan_in = {fan_in} must be from 1 to {n_others}, the neurons there are"
+            )
+        indices = np.sort(rng.integers(n_others, size=(n_post, fan_in)), axis=1)
+        while True:  # draw again what was drawn twice, until nothing was
+            twice = np.zeros(indices.shape, bool)
+            twice[:, 1:] = indices[:, 1:] == indices[:, :-1]
+            if not twice.any():
+                break
+            indices[twice] = rng.integers(n_others, size=twice.sum())
+            indices.sort(axis=1)
+        if not autapses:
+            indices += indices >= np.arange(n_post)[:, None]
+        weights = jax.random.normal(for_weights, (n_post, fan_in)) / np.sqrt(fan_in)
+        return Sparse(weights, indices, n_pre=n_pre, signs=signs)
+
+    @property
+    def n_post(self) -> int:
+        """Number of postsynaptic currents."""
+        return self.weights.shape[0]
+
+    def effective(self) -> Float[Array, "n_post fan_in"]:
+        if self.signs is None:
+            return self.weights
+        return self.signs.astype(self.weights.dtype)[self.indices] * jnp.abs(self.weights)
+
+    def currents(self, w: Array, pre: Array) -> Array:
+        # A product and a sum that XLA makes one loop of: what is gathered is never stored.
+        return (pre[..., self.indices] * w.reshape(*[1] * (pre.ndim - 1), *w.shape)).sum(-1)
+
+    def seen(self, pre: Array) -> Array:
+        return pre[:, self.indices.T]
+
+    def spread(self, w: Array) -> Array:
+        return w.T
