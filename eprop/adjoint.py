@@ -22,10 +22,10 @@ from . import reverse
 from .cells import hidden_variables
 from .feedback import AbstractFeedback
 from .layer import Layer
-from .network import Network, NetworkState, Trajectory, by_layer, layer_trajectory
+from .network import Network, NetworkState, Response, Trajectory, by_layer
 from .recursion import step_gradients
 from .replay import trained_constants
-from .reverse import LayerGradients, Signals
+from .reverse import LayerGradients, Signals, keeps_currents
 from .sequences import Blocks, cut, join, scan_blocks
 from .traces import LayerTraces, init_traces
 from .windowed import window_gradients
@@ -95,22 +95,19 @@ def as_network(network: Network, gradients: NetworkGradients) -> Network:
 
 
 def forward(
-    network: Network, start: NetworkState, inputs: Array, kept: tuple[Array | None, ...]
-) -> tuple[NetworkState, tuple[Blocks, ...], Trajectory]:
-    """The state after a stretch of steps, what e-prop needs of each layer, and what happened."""
-    below, ends, records, runs = inputs, [], [], []
-    drive = jnp.zeros((*inputs.shape[:2], network.n_out), network.dtype)
-    for i, (layer, w_out) in enumerate(zip(network.layers, network.readout_weights(), strict=True)):
-        received = network.received(i, below, kept)
-        ran = reverse.forward(layer, layer.effective(), w_out, start.layers[i], received)
-        drive = drive if ran.drive is None else drive + ran.drive
-        ends.append(ran.end)
-        records.append(ran.blocks)
-        runs.append(layer_trajectory(ran.spikes.astype(network.dtype), ran.states))
-        below = ran.spikes
-    outputs = network.readout(drive, start.outputs)
-    end = NetworkState(tuple(ends), outputs[-1])
-    return end, tuple(records), Trajectory(outputs, tuple(runs))
+    network: Network,
+    start: NetworkState,
+    inputs: Array,
+    kept: tuple[Array | None, ...],
+    *,
+    n_steps: int,
+) -> Response:
+    """A stretch of a run of `n_steps`, and what the derivative needs of each layer."""
+    batch = inputs.shape[1]
+    keep = [keeps_currents(layer, n_steps, batch) for layer in network.layers]
+    return network.respond(
+        start, inputs, kept, stop_z_gradients=True, as_bytes=True, keep_currents=keep
+    )
 
 
 # Reverse: all steps at once.
@@ -201,8 +198,8 @@ def run(
     """
     del feedback, window
     network, start, inputs = differentiated
-    end, _, trajectory = forward(network, _started(network, start, inputs), inputs, kept)
-    return end, trajectory
+    start = _started(network, start, inputs)
+    return forward(network, start, inputs, kept, n_steps=len(inputs))[:2]
 
 
 @run.def_fwd
@@ -212,8 +209,8 @@ def _run_forward(perturbed, differentiated, feedback, kept, window):
     start_or_rest = _started(network, start, inputs)
     of_inputs = bool(perturbed[2])
     if _is_whole(window, inputs):
-        end, records, trajectory = forward(network, start_or_rest, inputs, kept)
-        return (end, trajectory), (records, of_inputs)
+        response = forward(network, start_or_rest, inputs, kept, n_steps=len(inputs))
+        return response[:2], (response.records, of_inputs)
     if start is not None or of_inputs:
         what = "its inputs" if of_inputs else "the state that it starts from"
         raise ValueError(
@@ -222,8 +219,8 @@ def _run_forward(perturbed, differentiated, feedback, kept, window):
         )
 
     def of_window(state, now):
-        end, records, trajectory = forward(network, state, *now)
-        return end, (records, trajectory)
+        response = forward(network, state, *now, n_steps=len(inputs))
+        return response.end, (response.records, response.trajectory)
 
     end, results = scan_blocks(of_window, start_or_rest, cut((inputs, kept), window))
     (records, seen), (rest, last) = results.whole, results.rest or (None, None)

@@ -67,9 +67,8 @@ def eligibility_traces(
     batch, here = inputs.shape[1], network.layers[layer]
     columns = jnp.arange(here.neurons.n_post)
     post = columns if post is None else checks.indices("post", post, here.neurons.n_post)
-    kept = network.draw_dropout(None, inputs.shape[:2])
     state = network.init(batch)
-    _, trajectory = network.unroll(state, inputs, kept, stop_z_gradients=True)
+    _, trajectory = network.run(state, inputs)
     below = inputs if layer == 0 else trajectory.layers[layer - 1].spikes
     start = state.layers[layer]
     run = here.unroll(start, below, here.effective(), stop_z_gradients=True)
@@ -195,9 +194,9 @@ def total_derivative(
     def perturbed(perturbation):
         by_neuron = jnp.moveaxis(perturbation, -1, 0)
         parts = [jnp.moveaxis(x, 0, -1) for x in by_layer(network, by_neuron)]
-        _, trajectory = network.unroll(
-            start, inputs, kept, stop_z_gradients=False, perturbations=parts
-        )
+        trajectory = network.respond(
+            start, inputs, kept, stop_z_gradients=False, as_bytes=False, perturbations=parts
+        ).trajectory
         return call_loss(loss, trajectory, targets, has_aux=False)[0]
 
     return jax.grad(perturbed)(jnp.zeros((*inputs.shape[:2], network.n), network.dtype))

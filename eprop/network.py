@@ -21,6 +21,8 @@ from .layer import (
     fan_in_normal,
 )
 from .readout import Readout
+from .record import run_layer
+from .sequences import Blocks
 from .synapses import AbstractSynapses
 
 
@@ -51,6 +53,15 @@ class NetworkState(NamedTuple):
     layers: tuple[LayerState, ...]
     outputs: Float[Array, "batch n_out"]
     """y_t."""
+
+
+class Response(NamedTuple):
+    """A network's run, and what e-prop needs of it."""
+
+    end: NetworkState
+    trajectory: Trajectory
+    records: tuple[Blocks, ...]
+    """For each layer the blocks of its run."""
 
 
 class AbstractRule(eqx.Module):
@@ -86,7 +97,7 @@ class BPTT(AbstractRule):
 
     def run(self, network, start, inputs, kept):
         start = network.init(inputs.shape[1]) if start is None else start
-        return network.unroll(start, inputs, kept, stop_z_gradients=self.stop_z_gradients)
+        return _respond(network, start, inputs, kept, self.stop_z_gradients)
 
     def after_update(self, network, updates):
         return eqx.apply_updates(network, updates), self
@@ -374,42 +385,74 @@ class Network(eqx.Module):
             return by_layer(self, self.readout.weights)
         return [None] * (len(self.layers) - 1) + [self.readout.weights]
 
-    def unroll(
+    def respond(
         self,
         start: NetworkState,
         inputs: Shaped[Array, "time batch n_in"],
         kept: tuple[Array | None, ...],
         *,
         stop_z_gradients: bool,
+        as_bytes: bool,
+        keep_currents: Sequence[bool] | None = None,
         perturbations: Sequence[Array] | None = None,
-    ) -> tuple[NetworkState, Trajectory]:
-        """The run in plain JAX, differentiable by everything.
+    ) -> Response:
+        """The run itself: one layer after another, each over all steps.
 
         With `stop_z_gradients` the gradient of z is stopped wherever it passes from one neuron to
-        another. `perturbations` are added to the layers' z_t, as for `Layer.unroll`.
+        another. With `as_bytes` no gradient passes through spikes at all, and they take a byte
+        each. The other arguments are those of `run_layer`, for each layer.
         """
-        below, ends, runs = inputs, [], []
+        below, ends, records, runs = inputs, [], [], []
         drive = jnp.zeros((*inputs.shape[:2], self.n_out), self.dtype)
         for i, (layer, w_out) in enumerate(zip(self.layers, self.readout_weights(), strict=True)):
-            ran = layer.unroll(
+            ran = run_layer(
+                layer,
+                layer.effective(),
+                w_out,
                 start.layers[i],
                 self.received(i, below, kept),
-                layer.effective(),
                 stop_z_gradients=stop_z_gradients,
+                as_bytes=as_bytes,
+                keep_currents=keep_currents is not None and keep_currents[i],
                 perturbation=None if perturbations is None else perturbations[i],
             )
-            if w_out is not None:
-                drive = drive + ran.spikes @ w_out
+            drive = drive if ran.drive is None else drive + ran.drive
             ends.append(ran.end)
-            runs.append(layer_trajectory(ran.spikes, ran.states))
+            records.append(ran.blocks)
+            # The state of a single population as it is.
+            states = ran.states[0] if len(ran.states) == 1 else ran.states
+            runs.append(LayerTrajectory(ran.spikes.astype(self.dtype), states))
             below = jax.lax.stop_gradient(ran.spikes) if stop_z_gradients else ran.spikes
         outputs = self.readout(drive, start.outputs)
-        return NetworkState(tuple(ends), outputs[-1]), Trajectory(outputs, tuple(runs))
+        end = NetworkState(tuple(ends), outputs[-1])
+        return Response(end, Trajectory(outputs, tuple(runs)), tuple(records))
 
 
-def layer_trajectory(spikes: Array, states: tuple[Any, ...]) -> LayerTrajectory:
-    """With the state of a single population as it is."""
-    return LayerTrajectory(spikes, states[0] if len(states) == 1 else states)
+@eqx.filter_custom_jvp
+def _respond(
+    network: Network,
+    start: NetworkState,
+    inputs: Array,
+    kept: tuple[Array | None, ...],
+    stop_z_gradients: bool,
+) -> tuple[NetworkState, Trajectory]:
+    """The plain run: where nothing is differentiated, spikes wait as one byte each."""
+    return network.respond(start, inputs, kept, stop_z_gradients=stop_z_gradients, as_bytes=True)[
+        :2
+    ]
+
+
+@_respond.def_jvp
+def _respond_jvp(primals, tangents):
+    """What is differentiated keeps its spikes as numbers: a boolean carries no gradient."""
+    kept, stop_z_gradients = primals[3:]
+
+    def respond(network, start, inputs):
+        return network.respond(
+            start, inputs, kept, stop_z_gradients=stop_z_gradients, as_bytes=False
+        )[:2]
+
+    return eqx.filter_jvp(respond, primals[:3], tangents[:3])
 
 
 def by_layer(network: Network, of_neurons: Shaped[Array, "n *more"]) -> list[Array]:

@@ -50,7 +50,9 @@ def evaluate_piece(
 ) -> tuple[Progress, Evaluated]:
     """Goes on from `before` under `inputs` `[time, batch, n_in]`, as one window."""
     kept = network.draw_dropout(None, inputs.shape[:2])
-    end, records, trajectory = adjoint.forward(network, before.network, inputs, kept)
+    end, trajectory, records = adjoint.forward(
+        network, before.network, inputs, kept, n_steps=len(inputs)
+    )
     value, aux, derivatives = _differentiate(loss, network, trajectory, targets, has_aux)
     b = rule.feedback.matrix(network)
     traces, gradients = adjoint.advance(network, b, records, derivatives, before.traces)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .layer import Layer
-from .replay import Block, neurons_of
+from .record import Block
+from .replay import neurons_of
 from .reverse import LayerGradients, Signals
 from .traces import (
     LayerTraces,

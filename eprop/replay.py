@@ -4,25 +4,16 @@ What the network did is known, so nothing here needs the recurrence: it is how t
 differentiated, in reverse and forward.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float
 
 from .cells import hidden_variables
-from .layer import Layer, LayerState
+from .layer import Layer
+from .record import Block
 from .sequences import preceding
-
-
-class Block(NamedTuple):
-    """What the forward pass keeps of some steps."""
-
-    start: LayerState
-    below: Array
-    spikes: Array
-    currents: Array | None
-    """I_t; `None` to have them computed again."""
 
 
 def trained_constants(layer: Layer) -> Any:

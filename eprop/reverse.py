@@ -21,22 +21,23 @@ from jaxtyping import Array, Float
 
 from .cells import hidden_variables
 from .delays import delayed
-from .layer import Layer, LayerState
-from .replay import Block, neurons_of, trained_constants
-from .sequences import Blocks, block_length, cut, join, scan_blocks
-
-BLOCK_BYTES = 2**20
-"""About how large a float array over the steps of a block, the batch and the neurons may be.
-
-What is needed for some steps only is computed for a block of them, in memory that stays in the
-cache.
-"""
+from .layer import Layer
+from .record import Block
+from .replay import neurons_of, trained_constants
+from .sequences import Blocks, cut, join, scan_blocks
 
 KEPT_BYTES = 2**24
 """Currents are kept if they are no larger than this (beyond, memory is fresh at each call) ..."""
 
 KEPT_INPUTS = 512
 """... or if each is the sum of more inputs than this, so that adding them up again takes longer."""
+
+
+def keeps_currents(layer: Layer, n_steps: int, batch: int) -> bool:
+    """Whether the input currents of a run are kept, or computed again from the spikes."""
+    n_inputs = sum(synapses.n_pre for synapses in layer.synapses.values())
+    n_bytes = n_steps * batch * layer.neurons.n_post * jnp.dtype(layer.dtype).itemsize
+    return n_bytes <= KEPT_BYTES or n_inputs > KEPT_INPUTS
 
 
 class Signals(NamedTuple):
@@ -61,65 +62,11 @@ class LayerGradients(NamedTuple):
     """Of the weights that lead from here to the readout."""
 
 
-class Ran(NamedTuple):
-    """What came of a stretch of a layer's run."""
-
-    end: LayerState
-    blocks: Blocks
-    """Of `Block`."""
-    drive: Float[Array, "time batch n_out"] | None
-    """z_t W_out of this layer; `None` if the readout does not see it."""
-    spikes: Array
-    """z_t, booleans if the layer is spiking."""
-    states: tuple[Any, ...]
-
-
-def block_steps(layer: Layer, n_steps: int, batch: int) -> int:
-    """How many steps to work on at a time, for their arrays to fit into the cache.
-
-    The arrays are no smaller than the synapses' gradient, which each block is added to, and the
-    steps about as many as the longest delay's, whose history each block begins with.
-    """
-    weights = jax.tree.leaves(jax.eval_shape(layer.effective))
-    itemsize = jnp.dtype(layer.dtype).itemsize
-    gradient_bytes = sum(x.size for x in weights) * itemsize
-    longest_delay = max([1, *(int(steps.max()) for steps in layer.delays.values())])
-    fitting = max(BLOCK_BYTES, gradient_bytes) // (batch * layer.n * itemsize)
-    return block_length(n_steps, max(longest_delay, fitting))
-
-
 def zero_gradients(layer: Layer, n_out: int) -> LayerGradients:
     """Where a sum of gradients begins."""
     shapes = jax.eval_shape(lambda: (layer.effective(), trained_constants(layer)))
     weights, constants = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return LayerGradients(weights, constants, jnp.zeros((layer.n, n_out), layer.dtype))
-
-
-def forward(
-    layer: Layer,
-    w: dict[str, Array],
-    w_out: Float[Array, "n n_out"] | None,
-    start: LayerState,
-    below: Array,
-) -> Ran:
-    """Runs a layer and keeps what the reverse pass needs. `w` are its `effective` weights."""
-    n_steps, batch = below.shape[:2]
-    small = n_steps * batch * layer.neurons.n_post * start.spikes.dtype.itemsize <= KEPT_BYTES
-    n_inputs = sum(synapses.n_pre for synapses in layer.synapses.values())
-    keep = small or n_inputs > KEPT_INPUTS
-
-    def of_block(state, below):
-        end, z, states, currents = layer.unroll(state, below, w, stop_z_gradients=True)
-        spikes = z > 0 if layer.neurons.spiking else z
-        drive = None if w_out is None else z @ w_out
-        block = Block(state, below, spikes, currents if keep else None)
-        return end, (block, (drive, spikes, states))
-
-    blocks = cut(below, block_steps(layer, n_steps, batch))
-    end, results = scan_blocks(of_block, start, blocks)
-    (whole, seen), (rest, last) = results.whole, results.rest or (None, None)
-    drive, spikes, states = join(Blocks(seen, last))
-    return Ran(end, Blocks(whole, rest), drive, spikes, states)
 
 
 class Later(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from . import checks
-from .adjoint import NetworkGradients, as_network, forward, zero_gradients
+from .adjoint import NetworkGradients, as_network, zero_gradients
 from .network import AbstractRule, Network
 from .pieces import NO_SUM_OVER_TIME, Progress, evaluate_piece, init_progress, is_sum_over_time
 from .rules import EProp, Loss
@@ -82,8 +82,7 @@ def stream_value_and_grad(
     @eqx.filter_jit
     def fits(network: Network, progress: Progress, now: Any) -> Array:
         inputs, targets = now
-        kept = network.draw_dropout(None, inputs.shape[:2])
-        trajectory = forward(network, progress.network, inputs, kept)[2]
+        _, trajectory = network.run(progress.network, inputs)
         return is_sum_over_time(_value_alone(loss, has_aux), trajectory, targets)
 
     def is_trained(network: Network) -> Any:

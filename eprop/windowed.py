@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 
 from .cells import Port, hidden_variables
 from .layer import Layer, LayerState
-from .replay import Block, neurons_of
+from .record import Block
+from .replay import neurons_of
 from .reverse import LayerGradients, Signals, UnitSignal, reverse
 from .sequences import Blocks, join, leaky_filter, scan_blocks
 from .synapses import AbstractSynapses
