@@ -12,7 +12,8 @@ import eprop
 from eprop import losses
 
 FOLDER = Path(__file__).parent / "golden"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.npz"))
+NAMES = sorted(path.stem for path in FOLDER.glob("*lif*.npz"))
+"""The spiking cells' cases; the LSTM's is that of `tests/test_lstm.py`."""
 
 
 class Golden(NamedTuple):
