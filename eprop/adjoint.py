@@ -369,7 +369,7 @@ def _nothing(tree: Any) -> Any:
 
 
 def _as_state(start: NetworkState, costates: list[list[Array]], d_outputs: Array) -> Any:
-    """Cotangents of hidden variables and outputs; the spikes' gradient is the network's, stopped."""
+    """Cotangents of hidden variables and outputs; that of the spikes is stopped."""
 
     def of_layer(layer, costates):
         leaves, structure = jax.tree.flatten(layer.neurons)

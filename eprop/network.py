@@ -1,5 +1,6 @@
 """Layers one after another, and a leaky readout."""
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -75,7 +76,7 @@ class AbstractRule(eqx.Module):
         inputs: Shaped[Array, "time batch n_in"],
         kept: tuple[Array | None, ...],
     ) -> tuple[NetworkState, Trajectory]:
-        """The network's run from `start`, `None` for rest; `kept` as from `Network.draw_dropout`."""
+        """The network's run from `start`, `None` for rest; `kept` is of `Network.draw_dropout`."""
 
     @abstractmethod
     def after_update(self, network: "Network", updates: Any) -> tuple["Network", "AbstractRule"]:
@@ -190,7 +191,8 @@ class Network(eqx.Module):
             key=key,
         )
 
-    # The one-layer form's names.
+    # The one-layer form's names. Of any type: gradients are a network too, with `None` for what is
+    # not trained.
 
     @property
     def cell(self) -> AbstractCell:
@@ -199,26 +201,26 @@ class Network(eqx.Module):
         return _only(layer.neurons.cells, "network.layers[0].neurons.cells[0]")
 
     @property
-    def w_in(self) -> Array:
-        """The weights of the inputs of a network of one layer."""
+    def w_in(self) -> Any:
+        """The weights of the inputs of a network of one layer, `[n_in, n_post]` if dense."""
         return _only(self.layers, "network.layers[0].below.weights").below.weights
 
     @property
-    def w_rec(self) -> Array:
-        """The recurrent weights of a network of one layer."""
+    def w_rec(self) -> Any:
+        """The recurrent weights of a network of one layer, `[n, n_post]` if dense."""
         layer = _only(self.layers, "network.layers[0].recurrent.weights")
         if layer.recurrent is None:
             raise AttributeError("this network has no recurrent synapses")
         return layer.recurrent.weights
 
     @property
-    def w_out(self) -> Float[Array, "n_seen n_out"]:
-        """The weights of the readout."""
+    def w_out(self) -> Any:
+        """The weights of the readout, `[n_seen, n_out]`."""
         return self.readout.weights
 
     @property
-    def readout_bias(self) -> Float[Array, " n_out"] | None:
-        """The bias of the readout."""
+    def readout_bias(self) -> Any:
+        """The bias of the readout, `[n_out]`, or `None`."""
         return self.readout.bias
 
     @property
@@ -473,7 +475,7 @@ def _only(items: Sequence[Any], write: str) -> Any:
 def _stacked(layers: Sequence[Any]) -> tuple[Layer, ...]:
     for layer in layers:
         checks.instance("layers", layer, Layer, "Layer(cell, n_in=...)")
-    for i, (below, layer) in enumerate(zip(layers[:-1], layers[1:], strict=True), start=1):
+    for i, (below, layer) in enumerate(itertools.pairwise(layers), start=1):
         if layer.n_in != below.n:
             raise ValueError(
                 f"layers[{i}] takes {layer.n_in} inputs, but the layer below it has {below.n} "

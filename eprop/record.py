@@ -45,6 +45,11 @@ class Ran(NamedTuple):
     states: tuple[Any, ...]
 
 
+def all_spikes(blocks: Blocks) -> Array:
+    """z_t of all steps, from the blocks of a run."""
+    return join(Blocks(blocks.whole.spikes, None if blocks.rest is None else blocks.rest.spikes))
+
+
 def block_steps(layer: Layer, n_steps: int, batch: int) -> int:
     """How many steps to work on at a time, for their arrays to fit into the cache.
 
@@ -87,10 +92,11 @@ def run_layer(
         spikes = z > 0 if as_bytes else z
         drive = None if w_out is None else z @ w_out
         block = Block(state, below, spikes, currents if keep_currents else None)
-        return end, (block, (drive, spikes, states))
+        return end, (block, (drive, states))
 
     blocks = cut((below, perturbation), block_steps(layer, *below.shape[:2]))
     end, results = scan_blocks(of_block, start, blocks)
     (whole, seen), (rest, last) = results.whole, results.rest or (None, None)
-    drive, spikes, states = join(Blocks(seen, last))
-    return Ran(end, Blocks(whole, rest), drive, spikes, states)
+    drive, states = join(Blocks(seen, last))
+    records = Blocks(whole, rest)
+    return Ran(end, records, drive, all_spikes(records), states)

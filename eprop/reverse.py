@@ -3,7 +3,7 @@
 With the recurrent spikes held fixed a layer is a set of separate neurons, each driven by its
 input currents I_t. Their derivatives need no weights: one reverse scan over neurons turns the
 learning signals ℓ_t on their spikes into r_t = dE/dI_t, and the gradient of the synapses is the
-derivative of their currents with cotangent r_t: for a weight matrix the product Σ_t pre_tᵀ r_t.
+reverse-mode derivative of their currents: for a weight matrix the product Σ_t pre_tᵀ r_t.
 The proof that this is the recursion's number is in the documentation, under "Derivation".
 
 Memory, not arithmetic, sets the time. So a long sequence is worked through in blocks of steps
@@ -17,14 +17,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .cells import hidden_variables
 from .delays import delayed
 from .layer import Layer
-from .record import Block
+from .record import Block, all_spikes
 from .replay import neurons_of, trained_constants
-from .sequences import Blocks, cut, join, scan_blocks
+from .sequences import Blocks, cut, join, preceding, scan_blocks
+from .synapses import Dense
 
 KEPT_BYTES = 2**24
 """Currents are kept if they are no larger than this (beyond, memory is fresh at each call) ..."""
@@ -119,8 +121,8 @@ def reverse(
     derivatives with respect to the currents are wanted.
     """
 
-    def of_block(later: Later, now: tuple[Block, Signals, Any]):
-        block, signals, fading = now
+    def of_block(later: Later, now: tuple[Block, Signals, Array, Any]):
+        block, signals, error_tm1, fading = now
         spikes = block.spikes.astype(layer.dtype)
         pre = layer.presynaptic(block.start, block.below, spikes)
         # The neurons of the block again, each by itself, under the currents that they got.
@@ -133,9 +135,8 @@ def reverse(
             d_spikes = d_spikes + signals.spikes
         d_constants, costates, r = pullback((d_spikes, signals.states, later.costates))
 
-        _, of_weights = jax.vjp(lambda w: layer.currents(pre, w), w)
-        (d_weights,) = of_weights(r)
-        here = LayerGradients(d_weights, d_constants, _product(spikes, signals.error))
+        d_weights, d_readout = _of_weights(layer, w, pre, spikes, r, signals.error, error_tm1)
+        here = LayerGradients(d_weights, d_constants, d_readout)
         gradients = jax.tree.map(jnp.add, later.gradients, here)
         d_pre = None
         if of_below:
@@ -153,17 +154,58 @@ def reverse(
         return Later(costates, gradients, unit_costates), (d_pre, unit_currents)
 
     length = blocks.whole.spikes.shape[1]
-    with_time = cut((signals, [unit.fading for unit in units]), length)
+    error_tm1 = preceding(jnp.zeros_like(signals.error[0]), signals.error)
+    with_time = cut((signals, error_tm1, [unit.fading for unit in units]), length)
     together = Blocks(
         (blocks.whole, *with_time.whole),
         None if blocks.rest is None else (blocks.rest, *with_time.rest),
     )
     n_out = signals.error.shape[-1]
-    last = Later(costates, zero_gradients(layer, n_out), [unit.at_end for unit in units])
+    nothing = zero_gradients(layer, n_out)
+    if _sees_all_spikes(layer):  # the last z_t, which is no later step's z_{t-1}
+        last_spikes = all_spikes(blocks)[-1].astype(layer.dtype)
+        nothing = nothing._replace(readout=last_spikes.T @ signals.error[-1])
+    last = Later(costates, nothing, [unit.at_end for unit in units])
     first, by_step = scan_blocks(of_block, last, together, reverse=True)
     d_pre, unit_currents = join(by_step)
     d_below = None if d_pre is None else _before_delay(layer, d_pre)
     return Reversed(first.costates, first.gradients, d_below, first.units, unit_currents)
+
+
+def _of_weights(
+    layer: Layer,
+    w: dict[str, Array],
+    pre: dict[str, Array],
+    spikes: Float[Array, "time batch n"],
+    r: Float[Array, "time batch n_post"],
+    error: Float[Array, "time batch n_out"],
+    error_tm1: Float[Array, "time batch n_out"],
+) -> tuple[dict[str, Array], Float[Array, "n n_out"]]:
+    """The gradient of the synapses from cotangents r_t, and of the readout, Σ_t z_tᵀ error_t.
+
+    All dense synapses are one product, as few and large ones are fastest. The readout's comes with
+    it where recurrent synapses see all spikes, though a step later than the readout does.
+    """
+    dense = [kind for kind, synapses in layer.synapses.items() if isinstance(synapses, Dense)]
+    others = {kind: w[kind] for kind in w if kind not in dense}
+    _, of_others = jax.vjp(lambda others: layer.currents(pre, w | others), others)
+    (gradients,) = of_others(r)
+
+    with_readout = _sees_all_spikes(layer)
+    if dense:
+        post = jnp.concatenate([r, error_tm1], axis=-1) if with_readout else r
+        product = _product(jnp.concatenate([pre[kind] for kind in dense], axis=-1), post)
+        ends = np.cumsum([layer.synapses[kind].n_pre for kind in dense])
+        rows = dict(zip(dense, jnp.split(product, ends[:-1]), strict=True))
+        gradients |= {kind: x[:, : r.shape[-1]] for kind, x in rows.items()}
+        if with_readout:
+            return gradients, rows["recurrent"][:, r.shape[-1] :]
+    return gradients, _product(error, spikes).T  # XLA transposes the first factor: the smaller
+
+
+def _sees_all_spikes(layer: Layer) -> bool:
+    """Whether what the recurrent synapses see is z_{t-1} of all neurons, in a dense product."""
+    return isinstance(layer.recurrent, Dense) and "recurrent" not in layer.delays
 
 
 def _product(

@@ -1,4 +1,4 @@
-"""E-prop as a rule, and `value_and_grad`, which takes one: the argument to change to compare them."""
+"""E-prop as a rule, and `value_and_grad`, which takes one: the argument to change."""
 
 from collections.abc import Callable
 from typing import Any

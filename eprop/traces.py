@@ -130,7 +130,7 @@ def _common(
 
 
 def _constants(cell: AbstractCell, *args: Any) -> Any:
-    """The entries of the cell's `linear_step`, NumPy arrays; `None` for those that are no constants."""
+    """The entries of the cell's `linear_step`, `None` for those that are no constants."""
     arrays, rest = eqx.partition(cell, eqx.is_array)
 
     def linear_step(arrays, *args):
@@ -214,7 +214,8 @@ def step_traces(
 
 
 def sum_of_products(
-    factors: Sequence[Float[Array, "batch n"]], vectors: Sequence[Float[Array, "batch fan_in _"]]
+    factors: Sequence[Float[Array, "batch n"]] | Float[Array, "d batch n"],
+    vectors: Sequence[Float[Array, "batch fan_in _"]],
 ) -> Float[Array, "batch fan_in n"]:
     """Σ_k factor_k · vector_k, the factors being those of the postsynaptic neurons."""
     products = (x[:, None] * vector for x, vector in zip(factors, vectors, strict=True))
@@ -273,7 +274,7 @@ def _each_constant(layer: Layer) -> list[_Constant]:
 
 
 def directions(layer: Layer) -> tuple[Any, int]:
-    """All directions in which the trained constants can move: their arrays, with such an axis first.
+    """All directions in which the trained constants can move: arrays with such an axis first.
 
     An array `[..., n]` of a population of n neurons has a direction for each of its leading
     entries: all neurons are moved at once, as each is changed by its own number only. Any other

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from .cells import Port, hidden_variables
 from .layer import Layer, LayerState
-from .record import Block
+from .record import Block, all_spikes
 from .replay import neurons_of
 from .reverse import LayerGradients, Signals, UnitSignal, reverse
 from .sequences import Blocks, join, leaky_filter, scan_blocks
@@ -185,5 +185,4 @@ def _whole(blocks: Blocks) -> tuple[LayerState, Array, Array]:
     start = jax.tree.map(lambda x: x[0], blocks.whole.start)
     rest = blocks.rest
     below = join(Blocks(blocks.whole.below, None if rest is None else rest.below))
-    spikes = join(Blocks(blocks.whole.spikes, None if rest is None else rest.spikes))
-    return start, below, spikes
+    return start, below, all_spikes(blocks)

@@ -28,7 +28,7 @@ class LSTM(AbstractCell):
         h_t = σ(o_t) tanh(c_t)
 
     Weights that lead to them have 4 n columns: n for i, n for j, n for f, n for o. The network
-    needs `autapses=True` for a unit to hear its own h, and a bias of the layer for one of the gates.
+    needs `autapses=True` for a unit to hear its own h, and a `bias` for the gates to have one.
 
     With `peepholes` `[3, n]` the gates see the memory as well: p_i c_{t-1}, p_f c_{t-1} and p_o c_t
     are added to i, f and o. They are within the unit, so e-prop of them is exact too.
