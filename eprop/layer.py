@@ -340,5 +340,10 @@ def _synapses(
             f"{shape[0]} and {shape[1]} are needed here"
         )
     if without_autapses_of and isinstance(given, Dense):
-        return eqx.tree_at(lambda s: s.without_autapses_of, given, without_autapses_of)
+        return Dense(
+            given.weights,
+            mask=given.mask,
+            signs=given.signs,
+            without_autapses_of=without_autapses_of,
+        )
     return given
