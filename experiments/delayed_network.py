@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 
 import eprop
 from eprop.delays import AbstractDelayLine
-from eprop.network import Synapses
+from eprop.diagnostics import Synapses
 from figures.delayed_network import draw
 
 from .runs import RunFolder

@@ -155,7 +155,7 @@ def init(config: Config) -> State:
     learning = make_learner(config).init(batch=1)
     pattern = config.task.pattern
     shape = (len(config.shown), 2, pattern.n_steps, pattern.n_out)
-    return State(learning, learning.network, learning.carry.network, jnp.zeros(shape))
+    return State(learning, learning.network, learning.progress.network, jnp.zeros(shape))
 
 
 def make_batches(config: Config) -> Callable[[int], Batch]:
@@ -178,23 +178,23 @@ def make_step(config: Config) -> Callable[[State, Batch], tuple[State, dict[str,
     def step(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
         inputs, targets, repetition = batch
         learning, info = learner.run(state.learning, (inputs, targets))
-        frozen_run = state.frozen.unroll(state.neurons, inputs, stop_z_gradients=True)
+        neurons, frozen_run = state.frozen.run(state.neurons, inputs)
 
         def until_the_switch(theirs, mine):
             first_phase = repetition < config.task.repetitions
             return jax.tree.map(lambda x, y: jnp.where(first_phase, x, y), theirs, mine)
 
-        outputs = jnp.stack([info.outputs[:, 0], frozen_run.trajectory.outputs[:, 0]])
+        outputs = jnp.stack([info.outputs[:, 0], frozen_run.outputs[:, 0]])
         is_shown = (shown == repetition)[:, None, None, None]
         state = State(
             learning=learning,
             frozen=until_the_switch(learning.network, state.frozen),
-            neurons=until_the_switch(learning.carry.network, frozen_run.end),
+            neurons=until_the_switch(learning.progress.network, neurons),
             outputs=jnp.where(is_shown, outputs[None], state.outputs),
         )
         return state, {
             "error": relative_error(info.outputs, targets),
-            "frozen_error": relative_error(frozen_run.trajectory.outputs, targets),
+            "frozen_error": relative_error(frozen_run.outputs, targets),
             "rate_hz": info.rates.mean(),
         }
 

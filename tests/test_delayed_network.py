@@ -29,7 +29,9 @@ def test_spikes_are_counted_late():
     spikes[:3, 0, 0] = 1  # two of them arrive in time ...
     spikes[1:3, 0, 1] = 1  # ... and one of these
     spikes[5, 1] = 1  # too late
-    trajectory = eprop.Trajectory(jnp.zeros((6, 2, 1)), jnp.asarray(spikes), None)
+    trajectory = eprop.Trajectory(
+        jnp.zeros((6, 2, 1)), (eprop.LayerTrajectory(jnp.asarray(spikes), None),)
+    )
     log_p = log_probabilities(Config(delay=4.0, n_steps=6), trajectory)
     expected = np.log([[2 / 3 + 1e-6, 1 / 3 + 1e-6], [1e-6, 1e-6]])
     np.testing.assert_allclose(log_p, expected, rtol=1e-6)

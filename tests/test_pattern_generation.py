@@ -104,7 +104,9 @@ def test_what_is_learned(learner):
 def test_loss():
     outputs, targets = jnp.array([[[1.0, 2.0]], [[0.0, 1.0]]]), jnp.zeros((2, 1, 2))
     spikes = jnp.array([[[1.0, 0.0]], [[0.0, 0.0]]])  # 0.5 and 0 spikes/ms
-    value, info = patterns.make_loss(SETTING)(eprop.Trajectory(outputs, spikes, None), targets)
+    value, info = patterns.make_loss(SETTING)(
+        eprop.Trajectory(outputs, (eprop.LayerTrajectory(spikes, None),)), targets
+    )
     assert info["squared_error"] == 3 and info["rate_hz"] == 250
     assert value == pytest.approx(3 + 300 * 0.5 * (0.49**2 + 0.01**2))
 

@@ -126,7 +126,7 @@ def test_scores_are_the_highest_outputs():
     outputs = jnp.array([[[0.0, -1.0]], [[2.0, 3.0]], [[1.0, -9.0]]])
     np.testing.assert_array_equal(experiment.scores(outputs), [[2.0, 3.0]])
     spikes = jnp.array([[[1.0, 0.0]], [[0.0, 0.0]], [[0.0, 0.0]]])  # 1/3 and 0 spikes/ms
-    trajectory = eprop.Trajectory(outputs, spikes, None)
+    trajectory = eprop.Trajectory(outputs, (eprop.LayerTrajectory(spikes, None),))
     value, info = experiment.make_loss(SMALL)(trajectory, jnp.array([0], jnp.int32))
     assert info["accuracy"] == 0 and info["rate_hz"] == pytest.approx(1000 / 6)
     assert info["cross_entropy"] == pytest.approx(np.log(1 + np.e))

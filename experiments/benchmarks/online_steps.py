@@ -27,11 +27,12 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 import eprop
-from eprop.network import NetworkState
-from eprop.recursion import zero_gradients
-from eprop.rules import as_network
+from eprop.adjoint import as_network, zero_gradients
+from eprop.cells import Jacobians
+from eprop.layer import LayerState
+from eprop.pieces import evaluate_piece, init_progress
 from eprop.tasks import PatternGeneration, SwitchingPatterns
-from eprop.traces import SynapticTraces, init_carry, step_traces
+from eprop.traces import PortTraces, common_traces, step_traces
 
 from .. import online_stream
 from ..runs import RunFolder
@@ -80,6 +81,10 @@ class Config:
         return self.results / self.run.format(n=self.n, seed=self.seed)
 
 
+Traces = dict[str, PortTraces]
+"""Of each kind of synapses."""
+
+
 class Stream(NamedTuple):
     """A learner, its loss's compilations so far, and a chunk of its stream."""
 
@@ -114,23 +119,24 @@ def plain_loop(
     loss, rule, optimizer = learner.loss, learner.rule, learner.optimizer
 
     @jax.jit
-    def step(network, carry, total, x_t, target_t):
-        carry, _, _, gradients = rule.advance(
-            loss, network, carry, x_t[None], target_t[None], has_aux=False
+    def step(network, progress, total, x_t, target_t):
+        progress, piece = evaluate_piece(
+            loss, rule, network, progress, x_t[None], target_t[None], has_aux=False
         )
-        return carry, jax.tree.map(jnp.add, total, gradients)
+        return progress, jax.tree.map(jnp.add, total, piece.gradients)
 
     @jax.jit
     def update(network, total, state):
-        gradients: Any = as_network(network, network, total)
+        gradients: Any = as_network(network, total)
         updates, state = optimizer.update(gradients, state)
         return eprop.apply_updates(network, updates, rule)[0], state, zero_gradients(network)
 
     def run() -> eprop.Network:
-        network, carry = learner.network, init_carry(learner.network, inputs.shape[1])
+        network = learner.network
+        progress = init_progress(network, inputs.shape[1])
         total, state = zero_gradients(network), optimizer.init(network)  # pyright: ignore[reportArgumentType]
         for i, (x_t, target_t) in enumerate(zip(inputs, targets, strict=True), start=1):
-            carry, total = step(network, carry, total, x_t, target_t)
+            progress, total = step(network, progress, total, x_t, target_t)
             if i % learner.update_every == 0:
                 network, state, total = update(network, total, state)
         return network
@@ -207,23 +213,37 @@ def drift(config: Config) -> Iterator[dict[str, Any]]:
     Of the network as it is before learning: its traces do not depend on what is learned.
     """
     learner, _, (inputs, _) = make_stream(config, 1)
-    network, carry = learner.network, learner.init().carry
+    network = learner.network
+    (layer,), (port,) = network.layers, network.layers[0].neurons.ports
+    (common,) = common_traces(network.cell)  # the same numbers for both, those of float32
+
+    def lead(traces: Traces, jacobians: Jacobians, pre: dict[str, Array]) -> Traces:
+        constants = network.kappa, network.readout_gain
+        return {
+            kind: step_traces(
+                synapses, port, common, traces[kind], jacobians, pre[kind], *constants
+            )[0]
+            for kind, synapses in layer.synapses.items()
+        }
 
     def step(
-        state: tuple[NetworkState, SynapticTraces, SynapticTraces], x_t: Array
-    ) -> tuple[tuple[NetworkState, SynapticTraces, SynapticTraces], None]:
+        state: tuple[LayerState, Traces, Traces], x_t: Array
+    ) -> tuple[tuple[LayerState, Traces, Traces], None]:
         start, single, double = state
-        end, run, currents = network.unroll(start, x_t[None], stop_z_gradients=True)
-        pre = network.presynaptic(x_t[None], start, run.spikes)[0]
-        jacobians = network.cell.jacobians(start.cell, currents[0], start.spikes)
-        constants = network.kappa, network.readout_gain
-        single, _ = step_traces(single, jacobians, pre, *constants)
-        jacobians, pre = in_float64((jacobians, pre))
-        double, _ = step_traces(double, jacobians, pre, *constants)
-        return (end, single, double), None
+        run = layer.unroll(start, x_t[None], layer.effective(), stop_z_gradients=True)
+        pre = layer.presynaptic(start, x_t[None], run.spikes)
+        pre = {kind: x[0] for kind, x in pre.items()}
+        (neurons,) = start.neurons
+        jacobians = network.cell.jacobians(neurons, run.currents[0], start.spikes)
+        single = lead(single, jacobians, pre)
+        double = lead(double, *in_float64((jacobians, pre)))
+        return (run.end, single, double), None
 
+    (start,) = network.init(batch=1).layers
+    (traces,) = learner.init().progress.traces.layers
+    single = {kind: of_port for kind, (of_port,) in traces.synapses.items()}
     with jax.enable_x64(True):
-        state = (carry.network, carry.synapses, in_float64(carry.synapses))
+        state = (start, single, in_float64(single))
         through = jax.jit(lambda state: jax.lax.scan(step, state, inputs)[0])
         for i in tqdm(range(1, max(config.marks) // config.chunk + 1), desc="drift"):
             state = through(state)
@@ -244,7 +264,8 @@ def rounding_bound(network: eprop.Network) -> float:
     """Half a unit in the last place of float32 at each step that the slowest trace remembers."""
     cell = network.cell
     assert isinstance(cell, eprop.ALIF)
-    slowest = max(np.max(cell.tau_v), np.max(cell.tau_a), network.tau_out)
+    times = (cell.tau_v.value, cell.tau_a.value, network.readout.tau or 0.0)
+    slowest = max(np.max(time) for time in times)
     return float(np.finfo(np.float32).eps / 2 * slowest / cell.dt)
 
 

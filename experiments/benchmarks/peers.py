@@ -136,7 +136,7 @@ def braintrace_program(
 
         def __init__(self):
             super().__init__()
-            self.synapses = brainstate.ParamState(network.synapses)
+            self.synapses = brainstate.ParamState(jnp.concatenate([network.w_in, network.w_rec]))
 
         def init_state(self, batch_size=None, **_):
             self.v = brainstate.HiddenState(nothing)
@@ -194,7 +194,7 @@ def braintrace_program(
 
     def program():
         gradients, value = evaluate(inputs, labels, mask.astype(jnp.float32))
-        w_in, w_rec = network.split(gradients["synapses"])
+        w_in, w_rec = jnp.split(gradients["synapses"], [network.n_in])
         return value, (w_in, w_rec * (1 - jnp.eye(n)), gradients["w_out"])
 
     return program
@@ -346,7 +346,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _beta(network: eprop.Network) -> np.ndarray:
     cell = network.cell
     assert isinstance(cell, eprop.ALIF)
-    return np.asarray(cell.beta, np.float32)
+    return np.asarray(cell.beta.value, np.float32)
 
 
 def _cosine(a: Gradients, b: Gradients) -> float:

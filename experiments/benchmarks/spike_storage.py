@@ -3,7 +3,7 @@
 A reverse pass needs the spikes of its window. They are 0 or 1, so that a boolean, one byte, will do
 in place of float32's four, and a bit, packed along the neurons, in place of a byte. JAX has no
 derivative with respect to a boolean, but needs none: the gradient comes from a function that takes
-the spikes as given (see `eprop/windowed.py`). Two measurements on each workload:
+the spikes as given (see `eprop/reverse.py`). Two measurements on each workload:
 
 - `kept as ...`: storage alone. Neurons without synapses spike at 5 to 20 Hz, their spikes are kept
   a block at a time, and a scan from the last step to the first filters them.
@@ -32,6 +32,7 @@ import numpy as np
 import tyro
 
 import eprop
+from eprop.record import block_steps
 from figures.costs import draw
 
 from ..runs import RunFolder
@@ -131,7 +132,7 @@ def measure(name: Name, config: Config) -> dict[str, Any]:
     """Compile, compare and time all programs on one workload."""
     workload = WORKLOADS[name]
     network, inputs, targets = draw_workload(name, config.seed)
-    block = network.block_length(workload.n_steps, workload.batch)
+    block = block_steps(network.layers[0], workload.n_steps, workload.batch)
     start = jax.random.uniform(jax.random.key(config.seed), (workload.batch, workload.n))
     gradient = make_programs(workload, windows=[None])["e-prop, window=None"]
 
