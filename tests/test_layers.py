@@ -6,72 +6,146 @@ from pathlib import Path
 import pytest
 
 ENGINE = Path(__file__).parent.parent / "eprop"
-LAYERS = [
-    {"checks", "files", "delays", "sequences"},
-    {"surrogate", "checkpoints", "running_rates"},
-    {"cells"},
-    {"network"},
-    {"losses", "feedback"},
-    {"learning_signals", "traces"},
-    {"recursion"},
-    {"windowed"},
+LEVELS = [
+    {"checks", "files", "sequences", "delays", "surrogate", "running_rates"},
+    {"checkpoints", "dropout", "losses"},
+    {"cells.abstract", "cells.constants", "synapses.abstract"},
+    {"cells.contract", "cells.membrane", "cells.leaky_tanh", "cells.lstm"},
+    {"cells.lif", "cells.alif", "cells.current_lif", "cells.populations"},
+    {"synapses.dense", "synapses.convolution"},
+    {"synapses.sparse"},
+    {"cells", "synapses"},
+    {"layer"},
+    {"readout", "record"},
+    {"network", "replay"},
+    {"feedback", "reverse", "traces"},
+    {"recursion", "windowed"},
+    {"adjoint"},
     {"rules"},
+    {"diagnostics", "pieces"},
     {"training", "streaming", "online"},
-    {"__init__"},
+    {""},
 ]
-MODULES = sorted(path.stem for path in ENGINE.glob("*.py"))
+"""What may be imported by all that comes later. `cells` is the folder's own `__init__`, as a name
+without anything is that of the whole package."""
+
+
+def name_of(path):
+    """`cells.lif` of eprop/cells/lif.py, `cells` of eprop/cells/__init__.py."""
+    parts = path.relative_to(ENGINE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+PATHS = {
+    name_of(path): path
+    for path in sorted(ENGINE.rglob("*.py"))
+    if path.relative_to(ENGINE).parts[0] != "tasks"
+}
+FOLDERS = [name for name, path in PATHS.items() if path.name == "__init__.py" and name]
 TASKS = sorted(path.stem for path in (ENGINE / "tasks").glob("*.py"))
 
 
-def imported(path):
-    """What a file imports of this repository, as dotted paths from its root."""
+def imported(path, source=None):
+    """What a file imports, as dotted paths from the root of this repository."""
     package = path.relative_to(ENGINE.parent).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text() if source is None else source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*base, *([node.module] if node.module else [])])
-            yield module
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
-def of_engine(path):
-    """The modules of the engine that a file imports."""
-    for name in imported(path):
+def of_engine(module, source=None):
+    """The modules of the engine that one of them imports, in place of its text from `source`."""
+    for name in imported(PATHS[module], source):
         root, *rest = name.split(".")
-        if root == "eprop" and rest and rest[0] in MODULES:
-            yield rest[0]
+        if root == "eprop":  # the longest part of the path that is a module
+            lengths = range(len(rest), -1, -1)
+            yield next(x for n in lengths if (x := ".".join(rest[:n])) in PATHS)
 
 
-def test_every_module_has_a_layer():
-    assert sorted(set().union(*LAYERS)) == MODULES
+def not_below(module, source=None):
+    """The imported modules that are not below the module."""
+    (level,) = [i for i, names in enumerate(LEVELS) if module in names]
+    return set(of_engine(module, source)) - set().union(*LEVELS[:level])
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_only_layers_below_are_imported(module):
-    (level,) = [i for i, layer in enumerate(LAYERS) if module in layer]
-    below = set().union(*LAYERS[:level])
-    assert set(of_engine(ENGINE / f"{module}.py")) <= below
+def inside(module, source=None):
+    """The imported modules that belong to a folder which the module doesn't."""
+    return {
+        name
+        for name in of_engine(module, source)
+        for folder in FOLDERS
+        if name.startswith(f"{folder}.") and not f"{module}.".startswith(f"{folder}.")
+    }
+
+
+def test_every_module_has_one_level():
+    assert sorted(name for names in LEVELS for name in names) == sorted(PATHS)
+    assert FOLDERS == ["cells", "synapses"]
+
+
+@pytest.mark.parametrize("module", PATHS)
+def test_no_import_points_upward_or_sideways(module):
+    assert not not_below(module)
+
+
+@pytest.mark.parametrize("module", PATHS)
+def test_a_folder_is_seen_from_its_front_only(module):
+    """What others import of `cells` and `synapses` is what these offer, whatever file it is in."""
+    assert not inside(module)
 
 
 def test_imports_are_found():
     """Else the tests here would pass whatever is imported."""
-    assert set(of_engine(ENGINE / "cells.py")) == {"checks", "surrogate"}
-    assert "windowed" in set(of_engine(ENGINE / "rules.py"))
-    assert set(of_engine(ENGINE / "checkpoints.py")) == {"files"}
+    membrane = {"surrogate", "cells.abstract", "cells.constants"}
+    assert set(of_engine("cells.membrane")) == membrane
+    assert set(of_engine("synapses.sparse")) == {"checks", "synapses.abstract", "synapses.dense"}
+    assert set(of_engine("cells")) > {"cells.lif", "cells.populations"}
+    assert set(of_engine("layer")) > {"cells", "synapses", "checks"}
+    assert {"reverse", "windowed"} < set(of_engine("adjoint"))
+    assert set(of_engine("checkpoints")) == {"files"}
+    assert {"", "checks"}.isdisjoint(of_engine("")) and "rules" in set(of_engine(""))
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "upward"),
+    [
+        ("network", "from .rules import EProp", "rules"),
+        ("network", "from . import rules", "rules"),
+        ("network", "import eprop.rules", "rules"),
+        ("network", "def late():\n    from eprop.rules import EProp", "rules"),
+        ("rules", "from . import EProp", ""),
+        ("rules", "import eprop", ""),
+        ("reverse", "from .traces import by_synapse", "traces"),  # sideways
+        ("cells.lif", "from . import ALIF", "cells"),
+        ("cells.lif", "from .alif import ALIF", "cells.alif"),
+        ("cells.abstract", "from ..layer import Layer", "layer"),
+        ("synapses.dense", "from .sparse import Sparse", "synapses.sparse"),
+    ],
+)
+def test_an_import_that_points_upward_is_found(module, source, upward):
+    assert not_below(module, source) == {upward}
+
+
+def test_a_look_into_a_folder_is_found():
+    assert inside("layer", "from .cells.abstract import AbstractCell") == {"cells.abstract"}
+    assert inside("synapses.dense", "from ..cells import lif") == {"cells.lif"}
+    assert not inside("cells.lif", "from .abstract import AbstractCell")
 
 
 @pytest.mark.parametrize("module", TASKS)
 def test_tasks_import_nothing_of_the_engine(module):
-    names = {name for name in imported(ENGINE / "tasks" / f"{module}.py")}
+    names = set(imported(ENGINE / "tasks" / f"{module}.py"))
     ours = {name for name in names if name.split(".")[0] == "eprop"}
     assert all(name.startswith("eprop.tasks") for name in ours)
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", PATHS)
 def test_the_engine_imports_no_tasks_and_no_experiments(module):
-    names = set(imported(ENGINE / f"{module}.py"))
+    names = set(imported(PATHS[module]))
     may = {"training": ["optax", "tqdm"], "online": ["optax"]}.get(module, [])
     libraries = {"matplotlib", "optax", "tqdm"}.difference(may)
     forbidden = ["eprop.tasks", "experiments", "figures", "tests", *libraries]
@@ -85,7 +159,7 @@ def test_what_the_benchmarks_compare_with_is_optional():
     """Else nothing would run without it."""
     folders = ("eprop", "experiments", "figures", "tests")
     paths = [path for folder in folders for path in (ENGINE.parent / folder).rglob("*.py")]
-    assert len(paths) > len(MODULES)
+    assert len(paths) > len(PATHS)
     found = [(path, name) for path in paths for name in imported(path) if name.startswith(OPTIONAL)]
     assert not found
 
