@@ -177,9 +177,9 @@ def make_case(cell: str, options: Options = Options()) -> Case:
     neurons = CELLS[cell](o.n_rec, o, lambda low, high: rng.uniform(low, high, size))
     strength = 1.0
     if o.scale_current and cell != "own cell":  # the weights make up for ζ, to keep them spiking
-        strength = 1 / -np.expm1(-o.dt / np.asarray(neurons.tau_v))
+        strength = 1 / -np.expm1(-o.dt / neurons.tau_v.value)
     if cell == "CurrentLIF":  # a spike's current adds up, to twice as much in so few steps
-        strength = strength * 2 * -np.expm1(-o.dt / np.asarray(neurons.tau_i))
+        strength = strength * 2 * -np.expm1(-o.dt / neurons.tau_i.value)
     network = eprop.Network(
         neurons,
         n_in=o.n_in,
@@ -219,6 +219,12 @@ def sum_over_time(terms: tuple[str, ...]) -> Callable:
         return jnp.sum(targets["importance"] * per_step)
 
     return loss
+
+
+def with_layer(trajectory: eprop.Trajectory, **changes: Any) -> eprop.Trajectory:
+    """The trajectory of a network of one layer with other `spikes` or `states`."""
+    (layer,) = trajectory.layers
+    return trajectory._replace(layers=(layer._replace(**changes),))
 
 
 def _hidden_variables(states):

@@ -8,14 +8,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import eprop
-import eprop.network
-import eprop.windowed
-from tests.cases import CELLS, Options, make_case
+import eprop.record
+import eprop.reverse
+from tests.cases import CELLS, Options, make_case, with_layer
 from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -104,7 +105,7 @@ def test_factorisation_with_the_total_derivative_is_bptt(cell, options):
         signal = eprop.total_derivative(network, inputs, targets, case.loss)
         trajectory = network(inputs)
         direct = jax.grad(
-            lambda states: case.loss(trajectory._replace(states=states), targets), allow_int=True
+            lambda states: case.loss(with_layer(trajectory, states=states), targets), allow_int=True
         )(trajectory.states)
         return eprop.eligibility_traces(network, inputs), signal, direct
 
@@ -122,7 +123,7 @@ def autodiff_with_feedback(case, b):
     """E-prop with any feedback by autodiff: in the readout's backward pass, B in place of W_out."""
 
     def loss(network):
-        trajectory = network(case.inputs, stop_z_gradients=True)
+        trajectory = network(case.inputs, AUTODIFF)
         bias = 0.0 if network.readout_bias is None else network.readout_bias[None]
 
         def step(y, z):
@@ -161,10 +162,10 @@ def test_the_oracle_of_random_feedback_with_symmetric_feedback(cell):
         (None, 1, 3, True),  # no smaller than the synapses' gradient
         (None, 4, 3, False),
         (None, 7, 5, True),
-        (None, 14, 5, False),
+        (None, 14, 14, False),  # and one step is left
         (12, 7, 6, True),
         (12, 4, 4, False),
-        (11, 5, 11, True),  # no block divides it: the window is one
+        (11, 5, 5, True),  # no length divides it: two blocks, and one step is left
     ],
 )
 @pytest.mark.parametrize("cell", ["ALIF", "own cell"])
@@ -174,11 +175,12 @@ def test_blocks(cell, window, steps_per_block, length, keep_currents, monkeypatc
     trajectory, (value, expected) = case.network(case.inputs), case.value_and_grad(AUTODIFF)
     assert_alive(case.network, case.inputs, expected)
     (_, batch, n_rec), n_steps = trajectory.spikes.shape, window or 15
-    assert case.network.block_length(n_steps, batch) == n_steps
+    (layer,) = case.network.layers
+    assert eprop.record.block_steps(layer, n_steps, batch) == n_steps
 
-    monkeypatch.setattr(eprop.network, "BLOCK_BYTES", 8 * batch * n_rec * steps_per_block)
-    monkeypatch.setattr(eprop.windowed, "KEPT_BYTES", 2**20 if keep_currents else 0)
-    assert case.network.block_length(n_steps, batch) == length
+    monkeypatch.setattr(eprop.record, "BLOCK_BYTES", 8 * batch * n_rec * steps_per_block)
+    monkeypatch.setattr(eprop.reverse, "KEPT_BYTES", 2**20 if keep_currents else 0)
+    assert eprop.record.block_steps(layer, n_steps, batch) == length
     assert_trees_close(case.network(case.inputs), trajectory, TOLERANCE)
     actual_value, actual = case.value_and_grad(eprop.EProp(window=window))
     assert_close(actual_value, value, TOLERANCE, "loss")
@@ -212,19 +214,36 @@ def test_e_prop_differs(cell, other):
     assert_close(gradients["e-prop"].w_out, gradients[other].w_out, TOLERANCE, "w_out")
 
 
-@pytest.mark.parametrize("n_steps", [None, 15])
-def test_a_mean_over_time_must_know_over_how_many_steps(n_steps):
+def mean_over_time(trajectory, targets):
+    error = eprop.losses.mean_squared_error(trajectory.outputs, targets["outputs"])
+    rates = eprop.losses.firing_rate_penalty(trajectory.spikes, 200.0, dt=1.0)
+    return error + 30 * rates, trajectory.spikes
+
+
+def test_a_mean_over_time_is_one_number_at_every_window():
+    """Of the whole sequence, whose loss is called once: value, gradient, and bits of the spikes."""
     case = make_case("ALIF", Options(n_steps=15))
 
-    def loss(trajectory, targets):
-        return eprop.losses.mean_squared_error(
-            trajectory.outputs, targets["outputs"], n_steps=n_steps
-        )
+    def evaluate(rule):
+        function = jax.jit(eprop.value_and_grad(mean_over_time, rule, has_aux=True))
+        (value, spikes), gradients = function(case.network, case.inputs, case.targets)
+        return value, spikes, gradients
 
-    case = case._replace(loss=loss)
-    whole, cut = case.grad(eprop.EProp()), case.grad(eprop.EProp(window=4))
-    assert_alive(case.network, case.inputs, whole)
-    if n_steps is None:
-        assert relative_error(cut.w_rec, whole.w_rec) > 0.1
-    else:
-        assert_trees_close(cut, whole, TOLERANCE)
+    value, spikes, expected = evaluate(AUTODIFF)
+    assert_alive(case.network, case.inputs, expected)
+    for window in [1, 4, None]:
+        actual_value, actual_spikes, actual = evaluate(eprop.EProp(window=window))
+        assert_close(actual_value, value, TOLERANCE, f"loss with window={window}")
+        jax.tree.map(np.testing.assert_array_equal, actual_spikes, spikes)
+        assert_trees_close(actual, expected, TOLERANCE, f"window={window}")
+
+    # Called on windows of 4 steps it would be another loss, with another gradient.
+    def of_pieces(trajectory, targets):
+        pieces = [
+            jax.tree.map(lambda x, i=i: x[i : i + 4], (trajectory, targets)) for i in (0, 4, 8, 12)
+        ]
+        return sum(mean_over_time(*piece)[0] for piece in pieces)
+
+    other_value, other = case._replace(loss=of_pieces).value_and_grad(AUTODIFF)
+    assert relative_error(other_value, value) > 0.1
+    assert relative_error(other.w_rec, expected.w_rec) > 0.1

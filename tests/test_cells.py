@@ -84,9 +84,9 @@ def test_jacobians_in_closed_form(name, scale_current):
     cell = make(name, scale_current=scale_current)
     state, current = near_threshold(cell)
     d = len(floats(state))
-    alpha, v_th = np.exp(-0.5 / np.asarray(cell.tau_v)), np.asarray(cell.v_th)
-    rho = np.exp(-0.5 / np.asarray(cell.tau_a)) if d == 2 else 0.0
-    beta = np.asarray(cell.beta) if d == 2 else np.zeros(N)
+    alpha, v_th = np.exp(-0.5 / cell.tau_v.value), cell.v_th.value
+    rho = np.exp(-0.5 / cell.tau_a.value) if d == 2 else 0.0
+    beta = cell.beta.value if d == 2 else np.zeros(N)
 
     def psi(state):
         x = (state.v - beta[None] * (state.a if d == 2 else 0) - v_th[None]) / v_th[None]
@@ -111,8 +111,8 @@ def test_jacobians_of_current_lif_in_closed_form(scale_current):
     cell = make("CurrentLIF", scale_current=scale_current)
     state, current = near_threshold(cell)
     after = cell.step(state, current, cell.output(state))
-    decay, alpha = (np.exp(-0.5 / np.asarray(tau)) for tau in (cell.tau_i, cell.tau_v))
-    v_th, zeros = np.asarray(cell.v_th), np.zeros((BATCH, N))
+    decay, alpha = (np.exp(-0.5 / tau.value) for tau in (cell.tau_i, cell.tau_v))
+    v_th, zeros = cell.v_th.value, np.zeros((BATCH, N))
     h = 0.3 / (1 + np.abs((after.v - v_th[None]) / v_th[None]) / 0.5) ** 2
     psi = np.where(after.refractory > 0, 0, h / v_th)
     actual, zeta = cell.jacobians(state, current), 1 - alpha if scale_current else 1.0
