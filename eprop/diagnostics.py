@@ -117,13 +117,14 @@ def eligibility_traces(
     _, seen = jax.lax.scan(step, init_traces(here, batch).synapses, sequence)
 
     def of_kind(kind):
-        synapses = here.synapses.get(kind)
-        if synapses is None:
+        if kind not in here.kinds:
             return None
-        exists = _exists(synapses)
+        exists = _exists(here.kinds[kind])  # [fan_in, n_post]
+        rows = here.rows.get(kind, slice(None))
+        of_kind = seen["dense" if kind in here.rows else kind]
 
         def all_ports(of_ports):
-            x = jnp.concatenate(of_ports, axis=-1)
+            x = jnp.concatenate(of_ports, axis=-1)[:, :, rows]
             return jnp.where(exists, x, jnp.zeros((), x.dtype))[..., post]
 
         vectors = []
@@ -131,14 +132,14 @@ def eligibility_traces(
             ports = [i for i, p in enumerate(here.neurons.ports) if p.population == population]
             hidden = eqx.filter(of_cell, eqx.is_inexact_array)
             by_variable = [
-                [seen[kind][i][0][k] for i in ports] for k in range(len(jax.tree.leaves(hidden)))
+                [of_kind[i][0][k] for i in ports] for k in range(len(jax.tree.leaves(hidden)))
             ]
             if len(here.neurons.cells) == 1:
                 by_variable = [all_ports(x) for x in by_variable]
             else:
-                by_variable = [jnp.concatenate(x, axis=-1) for x in by_variable]
+                by_variable = [jnp.concatenate(x, axis=-1)[:, :, rows] for x in by_variable]
             vectors.append(jax.tree.unflatten(jax.tree.structure(hidden), by_variable))
-        traces = [all_ports([port[k] for port in seen[kind]]) for k in (1, 2)]
+        traces = [all_ports([port[k] for port in of_kind]) for k in (1, 2)]
         return EligibilityTraces(vectors[0] if len(vectors) == 1 else tuple(vectors), *traces)
 
     return Synapses(of_kind("below"), of_kind("recurrent"))

@@ -14,7 +14,7 @@ from .cells import AbstractCell, Populations
 from .delays import AbstractDelayLine, RotatingBuffer, delayed
 from .dropout import Dropout
 from .sequences import preceding
-from .synapses import AbstractSynapses, Dense
+from .synapses import AbstractSynapses, Dense, Joined
 
 Initializer = Callable[[PRNGKeyArray, tuple[int, ...], Any], Array]
 """The signature of `jax.nn.initializers`: `(key, shape, dtype) -> array`."""
@@ -155,14 +155,38 @@ class Layer(eqx.Module):
         return self.below.weights.dtype
 
     @property
-    def synapses(self) -> dict[str, AbstractSynapses]:
-        """All synapses, by what they see: "below", "recurrent" and "bias", where there are such."""
+    def kinds(self) -> dict[str, AbstractSynapses]:
+        """The synapses by what they see: "below", "recurrent" and "bias", where there are such."""
         kinds = {"below": self.below, "recurrent": self.recurrent, "bias": self.bias}
         return {kind: synapses for kind, synapses in kinds.items() if synapses is not None}
 
+    @property
+    def synapses(self) -> dict[str, AbstractSynapses]:
+        """The synapses as they are computed with: those that are dense are one matrix, "dense"."""
+        dense = tuple(x for x in self.kinds.values() if isinstance(x, Dense))
+        others = {kind: x for kind, x in self.kinds.items() if not isinstance(x, Dense)}
+        return {"dense": Joined(dense), **others} if dense else others
+
     def effective(self) -> dict[str, Array]:
-        """The weights as they act."""
-        return {kind: synapses.effective() for kind, synapses in self.synapses.items()}
+        """The weights as they act, of `synapses`."""
+        return {name: synapses.effective() for name, synapses in self.synapses.items()}
+
+    @property
+    def rows(self) -> dict[str, slice]:
+        """Where each kind of dense synapses is in the matrix of all."""
+        rows, begin = {}, 0
+        for kind, synapses in self.kinds.items():
+            if isinstance(synapses, Dense):
+                rows[kind] = slice(begin, begin + synapses.n_pre)
+                begin += synapses.n_pre
+        return rows
+
+    def share(self, kind: str, of_synapses: dict[str, Array], axis: int) -> Array:
+        """Of something for all `synapses`, with an axis of presynaptic neurons, that of a kind."""
+        if kind not in self.rows:
+            return of_synapses[kind]
+        rows = self.rows[kind]
+        return jax.lax.slice_in_dim(of_synapses["dense"], rows.start, rows.stop, axis=axis)
 
     @property
     def delays(self) -> dict[str, Int[np.ndarray, " _"]]:
@@ -170,7 +194,7 @@ class Layer(eqx.Module):
         in_ms = {"below": self.delay_in, "recurrent": self.delay_rec}
         delays = {
             kind: np.round(np.broadcast_to(in_ms[kind], synapses.n_pre) / self.neurons.dt)
-            for kind, synapses in self.synapses.items()
+            for kind, synapses in self.kinds.items()
             if kind in in_ms
         }
         return {kind: steps.astype(int) for kind, steps in delays.items() if steps.any()}
@@ -202,7 +226,9 @@ class Layer(eqx.Module):
         current and the reset. `perturbation` is added to each z_t as the network sees it: the
         derivative with respect to it, at zero, is the total derivative dE/dz_t.
         """
-        drive = self.drive(self._given(start, below)["below"], w)  # one product for all steps
+        seen = self._delayed("below", start, below.astype(self.dtype))
+        drive = self._drive(seen, w)  # one product for all steps, [time, batch, n_post]
+        w_rec = None if self.recurrent is None else self.share("recurrent", w, axis=0)
         steps, line = self.delays.get("recurrent"), None
         if steps is not None:
             line = self.delay_line.init(jnp.moveaxis(start.past["recurrent"], 1, 0))
@@ -216,7 +242,7 @@ class Layer(eqx.Module):
                 arriving = z_tm1
                 if steps is not None:
                     line, arriving = self.delay_line.step(line, z_tm1, steps)
-                current = current + self.recurrent.currents(w["recurrent"], arriving)
+                current = current + self.recurrent.currents(w_rec, arriving)
             states, z = self.neurons.step(states, current, z_tm1)
             z = z if shift is None else z + shift
             return (states, z, line), (z, states, current)
@@ -227,19 +253,20 @@ class Layer(eqx.Module):
         end = LayerState(states, z, self._past_after(start, below, spikes))
         return Unrolled(end, spikes, all_states, currents)
 
-    def drive(self, below: Array, w: dict[str, Array]) -> Float[Array, "time batch n_post"]:
+    def _drive(self, below: Array, w: dict[str, Array]) -> Float[Array, "time batch n_post"]:
         """The currents from below and of the bias."""
-        drive = self.below.currents(w["below"], below)
-        return drive if self.bias is None else drive + w["bias"][None]
+        drive = self.below.currents(self.share("below", w, axis=0), below)
+        return drive if self.bias is None else drive + self.share("bias", w, axis=0)[None]
 
     def currents(
         self, pre: dict[str, Array], w: dict[str, Array]
     ) -> Float[Array, "time batch n_post"]:
         """I_t under what all synapses see, in `unroll`'s order of sums: the same bits."""
-        drive = self.drive(pre["below"], w)
+        drive = self._drive(self.share("below", pre, axis=-1), w)
         if self.recurrent is None:
             return drive
-        return drive + self.recurrent.currents(w["recurrent"], pre["recurrent"])
+        w_rec, seen = self.share("recurrent", w, axis=0), self.share("recurrent", pre, axis=-1)
+        return drive + self.recurrent.currents(w_rec, seen)
 
     def presynaptic(
         self,
@@ -247,20 +274,18 @@ class Layer(eqx.Module):
         below: Shaped[Array, "time batch n_in"],
         spikes: Float[Array, "time batch n"],
     ) -> dict[str, Float[Array, "time batch _"]]:
-        """What each kind of synapses sees at each step: delayed, and a bias a 1.
+        """What the `synapses` see at each step: delayed, and a bias a 1.
 
         `start` is the layer before the first step.
         """
-        pre = self._given(start, below)
+        pre = {"below": self._delayed("below", start, below.astype(self.dtype))}
         if self.recurrent is not None:
             z_tm1 = preceding(start.spikes, spikes)
             pre["recurrent"] = self._delayed("recurrent", start, z_tm1)
         if self.bias is not None:
             pre["bias"] = jnp.ones((*below.shape[:2], 1), self.dtype)
-        return pre
-
-    def _given(self, start: LayerState, below: Array) -> dict[str, Array]:
-        return {"below": self._delayed("below", start, below.astype(self.dtype))}
+        dense = [pre.pop(kind) for kind in self.rows]
+        return {"dense": jnp.concatenate(dense, axis=-1), **pre} if dense else pre
 
     def _delayed(self, kind: str, start: LayerState, activity: Array) -> Array:
         if kind not in start.past:

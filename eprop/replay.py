@@ -24,8 +24,8 @@ def trained_constants(layer: Layer) -> Any:
 class NeuronsOf(eqx.Module):
     """The neurons of a layer over a block, as a function to differentiate.
 
-    `(cells' arrays, first hidden variables, I_t) -> (z_t, s_t or None, last hidden variables)`, with
-    the z_{t-1} that the network saw.
+    `(cells' arrays, hidden variables at first, I_t) -> (z_t, s_t or None, hidden variables
+    at last)`, with the z_{t-1} that the network saw.
     """
 
     layer: Layer

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from .cells import hidden_variables
@@ -140,7 +139,8 @@ def reverse(
         gradients = jax.tree.map(jnp.add, later.gradients, here)
         d_pre = None
         if of_below:
-            _, of_pre = jax.vjp(lambda x: layer.below.currents(w["below"], x), pre["below"])
+            w_in, seen = layer.share("below", w, axis=0), layer.share("below", pre, axis=-1)
+            _, of_pre = jax.vjp(lambda x: layer.below.currents(w_in, x), seen)
             (d_pre,) = of_pre(r)
 
         unit_costates, unit_currents = [], []
@@ -183,23 +183,19 @@ def _of_weights(
 ) -> tuple[dict[str, Array], Float[Array, "n n_out"]]:
     """The gradient of the synapses from cotangents r_t, and of the readout, Σ_t z_tᵀ error_t.
 
-    All dense synapses are one product, as few and large ones are fastest. The readout's comes with
-    it where recurrent synapses see all spikes, though a step later than the readout does.
+    Few and large products are fastest: the readout's comes with that of the dense synapses, where
+    the recurrent ones see all spikes, though a step later than the readout does.
     """
-    dense = [kind for kind, synapses in layer.synapses.items() if isinstance(synapses, Dense)]
-    others = {kind: w[kind] for kind in w if kind not in dense}
+    others = {name: x for name, x in w.items() if name != "dense"}
     _, of_others = jax.vjp(lambda others: layer.currents(pre, w | others), others)
     (gradients,) = of_others(r)
-
-    with_readout = _sees_all_spikes(layer)
-    if dense:
+    if "dense" in w:
+        with_readout = _sees_all_spikes(layer)
         post = jnp.concatenate([r, error_tm1], axis=-1) if with_readout else r
-        product = _product(jnp.concatenate([pre[kind] for kind in dense], axis=-1), post)
-        ends = np.cumsum([layer.synapses[kind].n_pre for kind in dense])
-        rows = dict(zip(dense, jnp.split(product, ends[:-1]), strict=True))
-        gradients |= {kind: x[:, : r.shape[-1]] for kind, x in rows.items()}
+        product = _product(pre["dense"], post)
+        gradients["dense"] = product[:, : r.shape[-1]]
         if with_readout:
-            return gradients, rows["recurrent"][:, r.shape[-1] :]
+            return gradients, product[layer.rows["recurrent"], r.shape[-1] :]
     return gradients, _product(error, spikes).T  # XLA transposes the first factor: the smaller
 
 

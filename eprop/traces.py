@@ -54,7 +54,7 @@ class LayerTraces(NamedTuple):
     """All traces of a layer. Every array has a leading axis of examples."""
 
     synapses: dict[str, list[PortTraces]]
-    """By kind of synapses, for each port of the neurons."""
+    """Of the layer's `synapses`, for each port of the neurons."""
     constants: ConstantTraces
     spikes: Float[Array, "batch n"]
     """κ-filtered g z_t: the trace of the layer's synapses onto the readout."""
@@ -172,6 +172,14 @@ def lead_common(
     return [None if row is None else lead(k) for k, row in enumerate(common)]
 
 
+def _step_common(
+    common: CommonVector, vectors: list[Array], pre: Float[Array, "batch n_pre"]
+) -> Float[Array, "batch n_pre"]:
+    """The same for one step."""
+    terms = [d * x for d, x in zip(common.state, vectors, strict=True) if d != 0]
+    return functools.reduce(jnp.add, terms, common.current * pre)
+
+
 # Synapse by synapse.
 
 
@@ -200,7 +208,7 @@ def step_traces(
     b = jacobians.current.reshape(d, -1, *pre.shape[:1], n)[:, port.current]  # [d, batch, n]
     old = [by_synapse(synapses, x, port) for x in traces.vectors]
     seen = by_synapse(synapses, pre, port)
-    led = lead_common(common, traces.vectors, pre[None])
+    led = [None if x is None else _step_common(x, traces.vectors, pre) for x in common]
     vectors = [
         sum_of_products(jacobians.state[k], old) + b[k][:, None] * seen
         if led[k] is None

@@ -2,7 +2,7 @@
 
 from .abstract import AbstractSynapses
 from .convolution import Convolution
-from .dense import Dense
+from .dense import Dense, Joined
 from .sparse import Sparse
 
-__all__ = ["AbstractSynapses", "Convolution", "Dense", "Sparse"]
+__all__ = ["AbstractSynapses", "Convolution", "Dense", "Joined", "Sparse"]

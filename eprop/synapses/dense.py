@@ -80,6 +80,42 @@ class Dense(AbstractSynapses):
         return w
 
 
+class Joined(AbstractSynapses):
+    """Dense synapses onto the same neurons that see different things, as one matrix.
+
+    Their rows are below each other, what they see side by side: one product, and one set of traces.
+    """
+
+    parts: tuple[Dense, ...]
+
+    @property
+    def weights(self) -> Float[Array, "n_pre n_post"]:
+        """Those of all parts, stacked."""
+        return jnp.concatenate([part.weights for part in self.parts])
+
+    @property
+    def n_pre(self) -> int:
+        """Number of presynaptic neurons, of all parts."""
+        return sum(part.n_pre for part in self.parts)
+
+    @property
+    def n_post(self) -> int:
+        """Number of postsynaptic currents."""
+        return self.parts[0].n_post
+
+    def effective(self) -> Float[Array, "n_pre n_post"]:
+        return jnp.concatenate([part.effective() for part in self.parts])
+
+    def currents(self, w: Array, pre: Array) -> Array:
+        return self.parts[0].currents(w, pre)
+
+    def seen(self, pre: Array) -> Array:
+        return pre[:, :, None]
+
+    def spread(self, w: Array) -> Array:
+        return w
+
+
 def presynaptic_signs(signs: ArrayLike, n_pre: int) -> Array:
     """+1 or -1 of each presynaptic neuron as integers; `ValueError` for anything else."""
     array = np.asarray(signs)
