@@ -99,11 +99,24 @@ class Sparse(AbstractSynapses):
         return self.signs.astype(self.weights.dtype)[self.indices] * jnp.abs(self.weights)
 
     def currents(self, w: Array, pre: Array) -> Array:
-        # A product and a sum that XLA makes one loop of: what is gathered is never stored.
-        return (pre[..., self.indices] * w.reshape(*[1] * (pre.ndim - 1), *w.shape)).sum(-1)
+        # Step by step, and gathered again for a derivative: as much memory as there are synapses.
+        if pre.ndim > 2:
+            return jax.lax.map(lambda pre_t: self.currents(w, pre_t), pre)
+        return _gathered_sum(w, self.indices, pre)
 
     def seen(self, pre: Array) -> Array:
         return pre[:, self.indices.T]
 
     def spread(self, w: Array) -> Array:
         return w.T
+
+
+@jax.checkpoint
+def _gathered_sum(
+    w: Float[Array, "n_post fan_in"],
+    indices: Int[Array, "n_post fan_in"],
+    pre: Float[Array, "*batch n_pre"],
+) -> Float[Array, "*batch n_post"]:
+    """Σ_f w_jf pre_index(j, f); XLA makes one loop of it, in which nothing gathered is stored."""
+    w = w.reshape(*[1] * (pre.ndim - 1), *w.shape)
+    return (pre[..., indices] * w).sum(-1)
