@@ -31,8 +31,8 @@ from .diagnostics import (
 )
 from .dropout import Dropout
 from .feedback import AbstractFeedback, AdaptiveFeedback, RandomFeedback, SymmetricFeedback
-from .layer import Layer, LayerTrajectory
-from .network import BPTT, AbstractRule, Network, NetworkState, Trajectory
+from .layer import Layer
+from .network import BPTT, AbstractRule, Network
 from .online import LearnerState, OnlineLearner
 from .rules import EProp, apply_updates, grad, value_and_grad
 from .running_rates import RatePenalty
@@ -40,6 +40,7 @@ from .streaming import stream_value_and_grad
 from .surrogate import AbstractSurrogate, Arctan, Exponential, FastSigmoid, Triangular
 from .synapses import AbstractSynapses, Convolution, Dense, Sparse
 from .training import TrainState, fit, init_training, training_step
+from .trajectory import LayerTrajectory, NetworkState, Trajectory
 
 __all__ = [
     "ALIF",

@@ -11,177 +11,28 @@ window at a time with eligibility traces carried between windows, as where data 
 respect to the inputs.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from . import reverse
 from .cells import hidden_variables
+from .evaluation import (
+    Derivatives,
+    advance,
+    as_network,
+    backward,
+    forward,
+    init_carry,
+    zero_gradients,
+)
 from .feedback import AbstractFeedback
 from .layer import Layer
-from .network import Network, NetworkState, Response, Trajectory, by_layer
-from .recursion import step_gradients
-from .replay import trained_constants
-from .reverse import LayerGradients, Signals, keeps_currents
+from .network import Network
 from .sequences import Blocks, cut, join, scan_blocks
-from .traces import LayerTraces, init_traces
-from .windowed import window_gradients
-
-
-class NetworkGradients(NamedTuple):
-    """dE/dw of a network, of the `effective` weights; see `as_network`."""
-
-    layers: tuple[LayerGradients, ...]
-    readout_bias: Float[Array, " n_out"]
-    """Also where the network has none."""
-
-
-class Carry(NamedTuple):
-    """All that e-prop takes from one window of steps to the next, but for the network's state.
-
-    Every array has a leading axis of examples.
-    """
-
-    layers: tuple[LayerTraces, ...]
-    bias: Float[Array, " batch"]
-    """κ-filtered 1: the trace of the readout's bias."""
-
-
-class Derivatives(NamedTuple):
-    """Partial derivatives of the loss with respect to what a network did; `None` for zero."""
-
-    outputs: Float[Array, "time batch n_out"]
-    spikes: list[Float[Array, "time batch n"] | None]
-    """Of each layer."""
-    states: list[list[Float[Array, "time batch _"]] | None]
-    """Of each hidden variable of each layer."""
-
-
-def init_carry(network: Network, batch: int) -> Carry:
-    """Before the first step."""
-    layers = tuple(init_traces(layer, batch) for layer in network.layers)
-    return Carry(layers, jnp.zeros(batch, network.dtype))
-
-
-def zero_gradients(network: Network) -> NetworkGradients:
-    """Where a sum of gradients begins."""
-    n_out = network.n_out
-    layers = tuple(reverse.zero_gradients(layer, n_out) for layer in network.layers)
-    return NetworkGradients(layers, jnp.zeros(n_out, network.dtype))
-
-
-def as_network(network: Network, gradients: NetworkGradients) -> Network:
-    """The gradients as a network: of the weights themselves, `None` for all that is no number."""
-    arrays, rest = eqx.partition(network, eqx.is_inexact_array)
-
-    def acting(arrays):
-        network = eqx.combine(arrays, rest)
-        layers = [(layer.effective(), trained_constants(layer)) for layer in network.layers]
-        return layers, network.readout.weights, network.readout.bias
-
-    layers = [(of_layer.weights, of_layer.constants) for of_layer in gradients.layers]
-    seen = gradients.layers if len(network.w_out) == network.n else gradients.layers[-1:]
-    w_out = jnp.concatenate([of_layer.readout for of_layer in seen])
-    bias = None if network.readout.bias is None else gradients.readout_bias
-    _, pullback = jax.vjp(acting, arrays)
-    (result,) = pullback((layers, w_out, bias))
-    return result
-
-
-# Forward.
-
-
-def forward(
-    network: Network,
-    start: NetworkState,
-    inputs: Array,
-    kept: tuple[Array | None, ...],
-    *,
-    n_steps: int,
-) -> Response:
-    """A stretch of a run of `n_steps`, and what the derivative needs of each layer."""
-    batch = inputs.shape[1]
-    keep = [keeps_currents(layer, n_steps, batch) for layer in network.layers]
-    return network.respond(
-        start, inputs, kept, stop_z_gradients=True, as_bytes=True, keep_currents=keep
-    )
-
-
-# Reverse: all steps at once.
-
-
-def backward(
-    network: Network,
-    b: Float[Array, "n n_out"],
-    records: tuple[Blocks, ...],
-    derivatives: Derivatives,
-    at_end: list[list[Array]],
-    *,
-    of_inputs: bool,
-) -> tuple[NetworkGradients, list[list[Array]], Array, Array | None]:
-    """From the last step to the first.
-
-    `at_end` is dE/ds of the layers' hidden variables after the last step. Returns the gradients,
-    dE/ds before the first step, dE/dy likewise, and dE/dx if `of_inputs`.
-    """
-    error = network.readout.lead_back(derivatives.outputs)
-    layers, costates, d_inputs = [], [], None
-    for i, (layer, b_layer) in enumerate(zip(network.layers, by_layer(network, b), strict=True)):
-        signals = Signals(
-            network.readout_gain * error, derivatives.spikes[i], derivatives.states[i]
-        )
-        found = reverse.reverse(
-            layer,
-            layer.effective(),
-            b_layer,
-            records[i],
-            signals,
-            at_end[i],
-            of_below=of_inputs and i == 0,
-        )
-        layers.append(found.gradients)
-        costates.append(found.costates)
-        d_inputs = found.below if i == 0 else d_inputs
-    gradients = NetworkGradients(tuple(layers), error.sum((0, 1)))
-    return gradients, costates, network.kappa * error[0], d_inputs
-
-
-# Forward in time: with traces.
-
-
-def advance(
-    network: Network,
-    b: Float[Array, "n n_out"],
-    records: tuple[Blocks, ...],
-    derivatives: Derivatives,
-    carry: Carry,
-) -> tuple[Carry, NetworkGradients]:
-    """One window of steps: the traces after it, and its share of the gradient."""
-    kappa, gain = network.kappa, network.readout_gain
-    n_steps = len(derivatives.outputs)
-    after, layers = [], []
-    for i, (layer, b_layer) in enumerate(zip(network.layers, by_layer(network, b), strict=True)):
-        signals = Signals(derivatives.outputs, derivatives.spikes[i], derivatives.states[i])
-        w, record = layer.effective(), records[i]
-        if n_steps == 1:
-            record = jax.tree.map(lambda x: x[0], record.whole)  # its only block
-        evaluate = step_gradients if n_steps == 1 else window_gradients
-        traces, gradients = evaluate(
-            layer, w, b_layer, record, signals, carry.layers[i], kappa, gain
-        )
-        after.append(traces)
-        layers.append(gradients)
-    error = network.readout.lead_back(derivatives.outputs)
-    of_bias = error.sum((0, 1)) + kappa * carry.bias @ error[0]
-    fading = sum(kappa**age for age in range(n_steps))
-    bias = kappa**n_steps * carry.bias + fading
-    return Carry(tuple(after), bias), NetworkGradients(tuple(layers), of_bias)
-
-
-# The adjoint.
+from .trajectory import NetworkState, Trajectory
 
 
 @eqx.filter_custom_vjp
@@ -235,16 +86,8 @@ def _run_backward(residuals, cotangents, perturbed, differentiated, feedback, ke
     d_end, d_trajectory = cotangents
     b, batch = feedback.matrix(network), inputs.shape[1]
     shape = inputs.shape[:2]
-    derivatives = _with_last(network, derivatives_of(network, d_trajectory, shape), d_end)
-    at_end = [
-        _hidden(layer, d.neurons, (batch,))
-        for layer, d in zip(network.layers, d_end.layers, strict=True)
-    ]
-
+    derivatives = _with_end(network, derivatives_of(network, d_trajectory, shape), d_end)
     if not _is_whole(window, inputs):
-        derivatives = derivatives._replace(
-            states=_with_end(derivatives.states, at_end, len(inputs))
-        )
 
         def of_window(so_far, now):
             carry, total = so_far
@@ -258,25 +101,15 @@ def _run_backward(residuals, cotangents, perturbed, differentiated, feedback, ke
         (_, gradients), _ = scan_blocks(of_window, so_far, together)
         return as_network(network, gradients), _nothing(start), None
 
-    gradients, costates, d_outputs, d_received = backward(
-        network,
-        b,
-        records,
-        derivatives,
-        [
-            _zeros(layer, (batch,)) if x is None else x
-            for layer, x in zip(network.layers, at_end, strict=True)
-        ],
-        of_inputs=of_inputs,
-    )
+    found = backward(network, b, records, derivatives, of_inputs=of_inputs)
     d_inputs = None
     if of_inputs:
         _, before_dropout = jax.vjp(lambda x: network.received(0, x, kept), inputs)
-        (d_inputs,) = before_dropout(d_received)
-    d_network = as_network(network, gradients)
+        (d_inputs,) = before_dropout(found.received)
+    d_network = as_network(network, found.gradients)
     if start is None:
-        return _through_first_state(network, d_network, costates, batch), None, d_inputs
-    return d_network, _as_state(start, costates, d_outputs), d_inputs
+        return _through_first_state(network, d_network, found.costates, batch), None, d_inputs
+    return d_network, _as_state(start, found.costates, found.outputs), d_inputs
 
 
 def _is_whole(window: int | None, inputs: Array) -> bool:
@@ -317,19 +150,25 @@ def derivatives_of(network: Network, d_trajectory: Any, shape: tuple[int, int]) 
     return Derivatives(outputs, [x.spikes for _, x in of_layers], states)
 
 
-def _with_last(network: Network, derivatives: Derivatives, d_end: Any) -> Derivatives:
-    """Outputs and spikes at the end are those of the last step."""
+def _with_end(network: Network, derivatives: Derivatives, d_end: Any) -> Derivatives:
+    """With the cotangents of the state at the end, whose numbers are those of the last step."""
+    n_steps, batch = derivatives.outputs.shape[:2]
 
-    def add(x, last, n):
+    def add(x, last):
         if last is None:
             return x
-        x = jnp.zeros((*derivatives.outputs.shape[:2], n), network.dtype) if x is None else x
+        x = jnp.zeros((n_steps, *last.shape), network.dtype) if x is None else x
         return x.at[-1].add(last)
 
-    of_layers = zip(network.layers, derivatives.spikes, d_end.layers, strict=True)
-    spikes = [add(x, end.spikes, layer.n) for layer, x, end in of_layers]
-    outputs = add(derivatives.outputs, d_end.outputs, network.n_out)
-    return derivatives._replace(outputs=outputs, spikes=spikes)
+    def of_layer(layer, spikes, states, end):
+        last = _hidden(layer, end.neurons, (batch,))
+        if last is not None:
+            states = [add(*pair) for pair in zip(states or [None] * len(last), last, strict=True)]
+        return add(spikes, end.spikes), states
+
+    layers = zip(network.layers, derivatives.spikes, derivatives.states, d_end.layers, strict=True)
+    spikes, states = zip(*(of_layer(*layer) for layer in layers), strict=True)
+    return Derivatives(add(derivatives.outputs, d_end.outputs), list(spikes), list(states))
 
 
 def _hidden(layer: Layer, cotangents: Any, leading: tuple[int, ...]) -> list[Array] | None:
@@ -348,20 +187,6 @@ def _zeros(layer: Layer, leading: tuple[int, ...]) -> list[Array]:
     """A zero for each hidden variable, with leading axes for time and batch."""
     hidden = jax.eval_shape(lambda: hidden_variables(layer.init(1).neurons))
     return [jnp.zeros((*leading, x.shape[-1]), layer.dtype) for x in hidden]
-
-
-def _with_end(
-    states: list[list[Array] | None], at_end: list[list[Array] | None], n_steps: int
-) -> list[list[Array] | None]:
-    """The states' derivatives with those of the last states, which are the last step's."""
-
-    def of_layer(x, last):
-        if last is None:
-            return x
-        x = [jnp.zeros((n_steps, *y.shape), y.dtype) for y in last] if x is None else x
-        return [a.at[-1].add(b) for a, b in zip(x, last, strict=True)]
-
-    return [of_layer(x, last) for x, last in zip(states, at_end, strict=True)]
 
 
 def _nothing(tree: Any) -> Any:

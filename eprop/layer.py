@@ -15,12 +15,7 @@ from .delays import AbstractDelayLine, RotatingBuffer, delayed
 from .dropout import Dropout
 from .sequences import preceding
 from .synapses import AbstractSynapses, Dense, Joined
-
-Initializer = Callable[[PRNGKeyArray, tuple[int, ...], Any], Array]
-"""The signature of `jax.nn.initializers`: `(key, shape, dtype) -> array`."""
-
-fan_in_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-"""The paper's synaptic weights: N(0, 1) / sqrt(number of presynaptic neurons)."""
+from .weights import Initializer, KeyOf, fan_in_normal, weight
 
 
 class LayerState(NamedTuple):
@@ -33,16 +28,6 @@ class LayerState(NamedTuple):
     past: dict[str, Float[Array, "batch _ _"]]
     """By kind of synapses, if they are delayed, their presynaptic activity of the last steps, the
     oldest first."""
-
-
-class LayerTrajectory(NamedTuple):
-    """What a layer did over a sequence."""
-
-    spikes: Float[Array, "time batch n"]
-    """z_t."""
-    states: Any
-    """s_t, the cell's state with a leading time axis on each field; for a layer of several
-    populations a tuple of their states."""
 
 
 class Unrolled(NamedTuple):
@@ -301,51 +286,6 @@ class Layer(eqx.Module):
             return jnp.concatenate([past, jnp.moveaxis(now, 0, 1)], axis=1)[:, -past.shape[1] :]
 
         return {kind: last(kind, past) for kind, past in start.past.items()}
-
-
-class KeyOf(NamedTuple):
-    """Random keys for the initializers of one module, told apart by a number."""
-
-    key: Any
-
-    def __call__(self, index: int) -> Callable[[str], PRNGKeyArray]:
-        """The key as a function of the weight's name, which an error is to say."""
-
-        def key(name: str) -> PRNGKeyArray:
-            if self.key is None:
-                raise ValueError(
-                    f"{name} is drawn by an initializer, which needs a random key: "
-                    f"write key=jax.random.key(0)"
-                )
-            if not _is_random_key(self.key):
-                raise TypeError(f"key = {self.key!r} must be a random key: write jax.random.key(0)")
-            return jax.random.fold_in(self.key, index)
-
-        return key
-
-
-def _is_random_key(key: Any) -> bool:
-    if not isinstance(key, jax.Array):
-        return False
-    legacy = key.dtype == jnp.uint32 and key.shape == (2,)
-    return legacy or bool(jnp.issubdtype(key.dtype, jax.dtypes.prng_key))
-
-
-def weight(
-    name: str,
-    given: ArrayLike | Initializer,
-    shape: tuple[int, ...],
-    key: Callable[[str], PRNGKeyArray],
-) -> Array:
-    """A weight of `shape`: an array, or drawn by an initializer."""
-    if callable(given):
-        given = given(key(name), shape, jnp.result_type(float))
-    elif isinstance(given, str | bool):
-        raise TypeError(
-            f"{name} = {given!r} must be an array or an initializer: write "
-            f"jax.nn.initializers.zeros, or another of jax.nn.initializers"
-        )
-    return checks.finite(name, checks.float_array(name, given, shape))
 
 
 def _synapses(

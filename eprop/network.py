@@ -3,7 +3,7 @@
 import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -14,55 +14,12 @@ from . import checks
 from .cells import AbstractCell
 from .delays import AbstractDelayLine, RotatingBuffer
 from .dropout import Dropout
-from .layer import (
-    Initializer,
-    Layer,
-    LayerState,
-    LayerTrajectory,
-    fan_in_normal,
-)
+from .layer import Layer
 from .readout import Readout
 from .record import run_layer
-from .sequences import Blocks
 from .synapses import AbstractSynapses
-
-
-class Trajectory(NamedTuple):
-    """All that a network did over a sequence; what a loss is a function of."""
-
-    outputs: Float[Array, "time batch n_out"]
-    """y_t, the leaky readout."""
-    layers: tuple[LayerTrajectory, ...]
-    """Spikes and states of each layer."""
-
-    @property
-    def spikes(self) -> Float[Array, "time batch n"]:
-        """z_t of a network of one layer; else say of which, `trajectory.layers[0].spikes`."""
-        return _only(self.layers, "trajectory.layers[0].spikes").spikes
-
-    @property
-    def states(self) -> Any:
-        """s_t of a network of one layer, the cell's state with a leading time axis; else say of
-        which, `trajectory.layers[0].states`.
-        """
-        return _only(self.layers, "trajectory.layers[0].states").states
-
-
-class NetworkState(NamedTuple):
-    """What one step of a network hands to the next. Every array has a leading axis of examples."""
-
-    layers: tuple[LayerState, ...]
-    outputs: Float[Array, "batch n_out"]
-    """y_t."""
-
-
-class Response(NamedTuple):
-    """A network's run, and what e-prop needs of it."""
-
-    end: NetworkState
-    trajectory: Trajectory
-    records: tuple[Blocks, ...]
-    """For each layer the blocks of its run."""
+from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, only
+from .weights import Initializer, fan_in_normal
 
 
 class AbstractRule(eqx.Module):
@@ -197,18 +154,18 @@ class Network(eqx.Module):
     @property
     def cell(self) -> AbstractCell:
         """The neurons of a network of one population."""
-        layer = _only(self.layers, "network.layers[0].neurons.cells")
-        return _only(layer.neurons.cells, "network.layers[0].neurons.cells[0]")
+        layer = only(self.layers, "network.layers[0].neurons.cells")
+        return only(layer.neurons.cells, "network.layers[0].neurons.cells[0]")
 
     @property
     def w_in(self) -> Any:
         """The weights of the inputs of a network of one layer, `[n_in, n_post]` if dense."""
-        return _only(self.layers, "network.layers[0].below.weights").below.weights
+        return only(self.layers, "network.layers[0].below.weights").below.weights
 
     @property
     def w_rec(self) -> Any:
         """The recurrent weights of a network of one layer, `[n, n_post]` if dense."""
-        layer = _only(self.layers, "network.layers[0].recurrent.weights")
+        layer = only(self.layers, "network.layers[0].recurrent.weights")
         if layer.recurrent is None:
             raise AttributeError("this network has no recurrent synapses")
         return layer.recurrent.weights
@@ -464,12 +421,6 @@ def by_layer(network: Network, of_neurons: Shaped[Array, "n *more"]) -> list[Arr
         shares.append(of_neurons[begin : begin + layer.n])
         begin += layer.n
     return shares
-
-
-def _only(items: Sequence[Any], write: str) -> Any:
-    if len(items) != 1:
-        raise AttributeError(f"there are {len(items)} of them: write {write}, say")
-    return items[0]
 
 
 def _stacked(layers: Sequence[Any]) -> tuple[Layer, ...]:

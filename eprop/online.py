@@ -13,14 +13,15 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, UInt
 
 from . import checks
-from .adjoint import NetworkGradients, as_network, zero_gradients
 from .cells import Port
-from .network import Network, Trajectory
+from .evaluation import NetworkGradients, as_network, zero_gradients
+from .network import Network
 from .pieces import NO_SUM_OVER_TIME, Progress, evaluate_piece, init_progress, is_sum_over_time
 from .rules import EProp, Loss, apply_updates
 from .running_rates import RatePenalty, RunningRates, follow, start_rates
 from .synapses import AbstractSynapses
 from .traces import by_synapse
+from .trajectory import Trajectory
 
 
 class LearnerState(NamedTuple):

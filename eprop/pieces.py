@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from . import adjoint
-from .adjoint import Carry, Derivatives, NetworkGradients
-from .network import Network, NetworkState, Trajectory
+from .adjoint import derivatives_of
+from .evaluation import Carry, Derivatives, NetworkGradients, advance, forward, init_carry
+from .network import Network
 from .rules import EProp, Loss, call_loss
+from .trajectory import NetworkState, Trajectory
 
 
 class Progress(NamedTuple):
@@ -36,7 +37,7 @@ class Evaluated(NamedTuple):
 
 def init_progress(network: Network, batch: int) -> Progress:
     """The network at rest, before the first step."""
-    return Progress(network.init(batch), adjoint.init_carry(network, batch))
+    return Progress(network.init(batch), init_carry(network, batch))
 
 
 def evaluate_piece(
@@ -50,12 +51,10 @@ def evaluate_piece(
 ) -> tuple[Progress, Evaluated]:
     """Goes on from `before` under `inputs` `[time, batch, n_in]`, as one window."""
     kept = network.draw_dropout(None, inputs.shape[:2])
-    end, trajectory, records = adjoint.forward(
-        network, before.network, inputs, kept, n_steps=len(inputs)
-    )
+    end, trajectory, records = forward(network, before.network, inputs, kept, n_steps=len(inputs))
     value, aux, derivatives = _differentiate(loss, network, trajectory, targets, has_aux)
     b = rule.feedback.matrix(network)
-    traces, gradients = adjoint.advance(network, b, records, derivatives, before.traces)
+    traces, gradients = advance(network, b, records, derivatives, before.traces)
     evaluated = Evaluated(value, aux, derivatives, gradients, trajectory)
     return Progress(end, traces), evaluated
 
@@ -89,7 +88,7 @@ def _differentiate(
     d = jax.tree.map(
         lambda x, unseen: None if unseen else x, d, seen[-1], is_leaf=lambda x: x is None
     )
-    return value, aux, adjoint.derivatives_of(network, d, trajectory.outputs.shape[:2])
+    return value, aux, derivatives_of(network, d, trajectory.outputs.shape[:2])
 
 
 def is_sum_over_time(loss: Loss, trajectory: Trajectory, targets: Any) -> Bool[Array, ""]:

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from . import checks
-from .layer import Initializer, KeyOf, weight
 from .sequences import leaky_filter
+from .weights import Initializer, KeyOf, weight
 
 
 class Readout(eqx.Module):

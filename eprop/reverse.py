@@ -108,7 +108,6 @@ def reverse(
     b: Float[Array, "n n_out"],
     blocks: Blocks,
     signals: Signals,
-    costates: list[Float[Array, "batch _"]],
     *,
     units: Sequence[UnitSignal] = (),
     of_below: bool = False,
@@ -116,8 +115,8 @@ def reverse(
     """From the last block to the first.
 
     **Arguments:** `b`: the feedback matrix; `signals`: with the error led back through the
-    readout's leak; `costates`: dE/ds after the last step; `units`: other functions whose
-    derivatives with respect to the currents are wanted.
+    readout's leak; `units`: other functions whose derivatives with respect to the currents are
+    wanted; `of_below`: whether that of the loss with respect to the activity below is.
     """
 
     def of_block(later: Later, now: tuple[Block, Signals, Array, Any]):
@@ -165,6 +164,8 @@ def reverse(
     if _sees_all_spikes(layer):  # the last z_t, which is no later step's z_{t-1}
         last_spikes = all_spikes(blocks)[-1].astype(layer.dtype)
         nothing = nothing._replace(readout=last_spikes.T @ signals.error[-1])
+    of_blocks = hidden_variables(blocks.whole.start.neurons)
+    costates = [jnp.zeros_like(x[0]) for x in of_blocks]
     last = Later(costates, nothing, [unit.at_end for unit in units])
     first, by_step = scan_blocks(of_block, last, together, reverse=True)
     d_pre, unit_currents = join(by_step)

@@ -9,7 +9,8 @@ from jaxtyping import ArrayLike
 
 from . import adjoint, checks
 from .feedback import AbstractFeedback, SymmetricFeedback
-from .network import AbstractRule, Network, Trajectory
+from .network import AbstractRule, Network
+from .trajectory import Trajectory
 
 Loss = Callable[[Trajectory, Any], Any]
 """`loss(trajectory, targets) -> scalar`, or `-> (scalar, aux)` with `has_aux=True`."""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from . import checks
-from .adjoint import NetworkGradients, as_network, zero_gradients
+from .evaluation import NetworkGradients, as_network, zero_gradients
 from .network import AbstractRule, Network
 from .pieces import NO_SUM_OVER_TIME, Progress, evaluate_piece, init_progress, is_sum_over_time
 from .rules import EProp, Loss

@@ -57,7 +57,6 @@ def window_gradients(
         b,
         blocks,
         signals._replace(error=gain * error),
-        [jnp.zeros_like(x) for x in units[-1].at_end],
         units=units,
     )
 

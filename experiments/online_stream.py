@@ -24,7 +24,7 @@ import tyro
 from jaxtyping import Array
 
 import eprop
-from eprop.network import NetworkState
+from eprop.trajectory import NetworkState
 from eprop.tasks import SwitchingPatterns
 from figures.online_stream import draw
 

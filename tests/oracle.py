@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 import eprop
-from eprop.network import NetworkState, Trajectory
+from eprop.trajectory import NetworkState, Trajectory
 
 
 def respond(

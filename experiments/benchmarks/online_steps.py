@@ -27,7 +27,7 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 import eprop
-from eprop.adjoint import as_network, zero_gradients
+from eprop.evaluation import as_network, zero_gradients
 from eprop.cells import Jacobians
 from eprop.layer import LayerState
 from eprop.pieces import evaluate_piece, init_progress

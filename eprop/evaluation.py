@@ -1,0 +1,178 @@
+"""E-prop of a whole network, layer by layer: in reverse, or forward in time.
+
+Each layer makes its gradient by itself, of the readout's error as the feedback sends it, and of
+what the loss says of its own spikes and states. Nothing passes from layer to layer.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from . import reverse
+from .network import Network, by_layer
+from .recursion import step_gradients
+from .replay import trained_constants
+from .reverse import LayerGradients, Signals, keeps_currents
+from .sequences import Blocks
+from .traces import LayerTraces, init_traces
+from .trajectory import NetworkState, Response
+from .windowed import window_gradients
+
+
+class NetworkGradients(NamedTuple):
+    """dE/dw of a network, of the `effective` weights; see `as_network`."""
+
+    layers: tuple[LayerGradients, ...]
+    readout_bias: Float[Array, " n_out"]
+    """Also where the network has none."""
+
+
+class Carry(NamedTuple):
+    """All that e-prop takes from one window of steps to the next, but for the network's state.
+
+    Every array has a leading axis of examples.
+    """
+
+    layers: tuple[LayerTraces, ...]
+    bias: Float[Array, " batch"]
+    """κ-filtered 1: the trace of the readout's bias."""
+
+
+class Derivatives(NamedTuple):
+    """Partial derivatives of the loss with respect to what a network did; `None` for zero."""
+
+    outputs: Float[Array, "time batch n_out"]
+    spikes: list[Float[Array, "time batch n"] | None]
+    """Of each layer."""
+    states: list[list[Float[Array, "time batch _"]] | None]
+    """Of each hidden variable of each layer."""
+
+
+def init_carry(network: Network, batch: int) -> Carry:
+    """Before the first step."""
+    layers = tuple(init_traces(layer, batch) for layer in network.layers)
+    return Carry(layers, jnp.zeros(batch, network.dtype))
+
+
+def zero_gradients(network: Network) -> NetworkGradients:
+    """Where a sum of gradients begins."""
+    n_out = network.n_out
+    layers = tuple(reverse.zero_gradients(layer, n_out) for layer in network.layers)
+    return NetworkGradients(layers, jnp.zeros(n_out, network.dtype))
+
+
+def as_network(network: Network, gradients: NetworkGradients) -> Network:
+    """The gradients as a network: of the weights themselves, `None` for all that is no number."""
+    arrays, rest = eqx.partition(network, eqx.is_inexact_array)
+
+    def acting(arrays):
+        network = eqx.combine(arrays, rest)
+        layers = [(layer.effective(), trained_constants(layer)) for layer in network.layers]
+        return layers, network.readout.weights, network.readout.bias
+
+    layers = [(of_layer.weights, of_layer.constants) for of_layer in gradients.layers]
+    seen = gradients.layers if len(network.w_out) == network.n else gradients.layers[-1:]
+    w_out = jnp.concatenate([of_layer.readout for of_layer in seen])
+    bias = None if network.readout.bias is None else gradients.readout_bias
+    _, pullback = jax.vjp(acting, arrays)
+    (result,) = pullback((layers, w_out, bias))
+    return result
+
+
+# Forward.
+
+
+def forward(
+    network: Network,
+    start: NetworkState,
+    inputs: Array,
+    kept: tuple[Array | None, ...],
+    *,
+    n_steps: int,
+) -> Response:
+    """A stretch of a run of `n_steps`, and what the derivative needs of each layer."""
+    batch = inputs.shape[1]
+    keep = [keeps_currents(layer, n_steps, batch) for layer in network.layers]
+    return network.respond(
+        start, inputs, kept, stop_z_gradients=True, as_bytes=True, keep_currents=keep
+    )
+
+
+# Reverse: all steps at once.
+
+
+class Backward(NamedTuple):
+    """What the derivative of a loss is, from the last step to the first."""
+
+    gradients: NetworkGradients
+    costates: list[list[Float[Array, "batch _"]]]
+    """dE/ds of each layer's hidden variables before the first step."""
+    outputs: Float[Array, "batch n_out"]
+    """dE/dy likewise."""
+    received: Float[Array, "time batch n_in"] | None
+    """dE/d(what the first layer received), if asked for."""
+
+
+def backward(
+    network: Network,
+    b: Float[Array, "n n_out"],
+    records: tuple[Blocks, ...],
+    derivatives: Derivatives,
+    *,
+    of_inputs: bool,
+) -> Backward:
+    """All steps at once, in reverse. `b` is the feedback matrix of all layers."""
+    error = network.readout.lead_back(derivatives.outputs)
+    layers, costates, d_received = [], [], None
+    for i, (layer, b_layer) in enumerate(zip(network.layers, by_layer(network, b), strict=True)):
+        signals = Signals(
+            network.readout_gain * error, derivatives.spikes[i], derivatives.states[i]
+        )
+        found = reverse.reverse(
+            layer,
+            layer.effective(),
+            b_layer,
+            records[i],
+            signals,
+            of_below=of_inputs and i == 0,
+        )
+        layers.append(found.gradients)
+        costates.append(found.costates)
+        d_received = found.below if i == 0 else d_received
+    gradients = NetworkGradients(tuple(layers), error.sum((0, 1)))
+    return Backward(gradients, costates, network.kappa * error[0], d_received)
+
+
+# Forward in time: with traces.
+
+
+def advance(
+    network: Network,
+    b: Float[Array, "n n_out"],
+    records: tuple[Blocks, ...],
+    derivatives: Derivatives,
+    carry: Carry,
+) -> tuple[Carry, NetworkGradients]:
+    """One window of steps: the traces after it, and its share of the gradient."""
+    kappa, gain = network.kappa, network.readout_gain
+    n_steps = len(derivatives.outputs)
+    after, layers = [], []
+    for i, (layer, b_layer) in enumerate(zip(network.layers, by_layer(network, b), strict=True)):
+        signals = Signals(derivatives.outputs, derivatives.spikes[i], derivatives.states[i])
+        w, record = layer.effective(), records[i]
+        if n_steps == 1:
+            record = jax.tree.map(lambda x: x[0], record.whole)  # its only block
+        evaluate = step_gradients if n_steps == 1 else window_gradients
+        traces, gradients = evaluate(
+            layer, w, b_layer, record, signals, carry.layers[i], kappa, gain
+        )
+        after.append(traces)
+        layers.append(gradients)
+    error = network.readout.lead_back(derivatives.outputs)
+    of_bias = error.sum((0, 1)) + kappa * carry.bias @ error[0]
+    fading = sum(kappa**age for age in range(n_steps))
+    bias = kappa**n_steps * carry.bias + fading
+    return Carry(tuple(after), bias), NetworkGradients(tuple(layers), of_bias)
