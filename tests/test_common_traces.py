@@ -1,6 +1,6 @@
 """Eligibility vectors that are the same for every postsynaptic neuron are found, and no others."""
 
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,7 +10,9 @@ import pytest
 from jaxtyping import Array
 
 import eprop
-from eprop.traces import common_traces, init_carry
+from eprop.traces import common_traces, init_traces
+from tests.comparison import assert_trees_close
+from tests.errors import assert_raises
 
 
 class State(NamedTuple):
@@ -22,7 +24,7 @@ class Neuron(eprop.AbstractCell):
     """A synaptic current that decays, and a potential that sums it; `decay` may be anything."""
 
     n: int = eqx.field(static=True)
-    decay: Array
+    decay: Any
     kind: str = eqx.field(static=True, default="constant")
     dt: ClassVar[float] = 1.0
 
@@ -35,6 +37,8 @@ class Neuron(eprop.AbstractCell):
         if self.kind == "by state":
             decay = jnp.where(state.v > 0.1, decay, 0.9 * decay)
         if self.kind == "by current":
+            decay = jax.jit(lambda current: jnp.where(current > 0, decay, 0.9 * decay))(current)
+        if self.kind == "by all currents":
             decay = jax.lax.cond(current.sum() > 0, lambda: decay, lambda: 0.9 * decay)
         i = decay * state.i + current
         if self.kind == "from v":
@@ -43,6 +47,14 @@ class Neuron(eprop.AbstractCell):
 
     def output(self, state):
         return eprop.Triangular().spike(state.v - 0.5)
+
+
+class OnlyV(Neuron):
+    """An array that only the second of the variables knows of."""
+
+    def step(self, state, current, z_tm1):
+        i = 0.9 * state.i + current
+        return State(i, self.decay * state.v + i - z_tm1)
 
 
 ONE, EACH, SAME = jnp.array(0.8), jnp.array([[0.7, 0.8, 0.9]]), jnp.full((1, 3), 0.8)
@@ -57,22 +69,32 @@ CASES = [
     (eprop.CurrentLIF(3), [True, True]),
     (eprop.CurrentLIF(3, tau_v=[10.0, 20.0, 20.0]), [True, False]),
     (eprop.CurrentLIF(3, tau_i=[2.0, 5.0, 5.0]), [False, False]),
-    (Neuron(3, ONE), [True, True]),
-    (Neuron(3, SAME), [True, True]),
-    (Neuron(3, EACH), [False, False]),
-    (Neuron(3, ONE, "by state"), [False, False]),
-    (Neuron(3, ONE, "by current"), [False, False]),
-    (Neuron(3, ONE, "from v"), [False, False]),
+    (Neuron(3, 0.8), [True, True]),
+    (Neuron(3, 0.8, "by state"), [False, False]),
+    (Neuron(3, 0.8, "by current"), [False, False]),
+    (Neuron(3, 0.8, "from v"), [False, False]),
+    # An array is trained, or at least traced: not a constant, even if it is equal for all.
+    *[(Neuron(3, array), [False, False]) for array in (ONE, EACH, SAME, np.full((1, 3), 0.8))],
+    (OnlyV(3, ONE), [True, False]),
 ]
+
+
+def found(cell):
+    (of_current,) = common_traces(cell)
+    return [row is not None for row in of_current]
 
 
 @pytest.mark.parametrize(("cell", "expected"), CASES)
 def test_what_is_common(cell, expected):
-    assert [row is not None for row in common_traces(cell)] == expected
+    assert found(cell) == expected
+    traced = []
+    eqx.filter_jit(lambda cell: traced.append(found(cell)))(cell)
+    assert traced == [expected]
 
 
 @pytest.mark.parametrize(("cell", "expected"), CASES)
 def test_the_gradient_is_that_of_autodiff(cell, expected):
+    """Of the arrays of a cell, too."""
     network = eprop.Network(cell, n_in=2, n_out=2, key=jax.random.key(0))
     inputs = jax.random.bernoulli(jax.random.key(1), 0.5, (12, 2, 2))
     targets = jnp.ones((12, 2, 2))
@@ -81,36 +103,32 @@ def test_the_gradient_is_that_of_autodiff(cell, expected):
         def loss(trajectory, targets):
             return jnp.sum((trajectory.outputs - targets) ** 2)
 
-        # Not the cell's own arrays: they are trained over whole sequences only.
-        weights = jax.tree.map(lambda _: True, network)
-        frozen = jax.tree.map(lambda _: False, network.cell)
-        weights = eqx.tree_at(lambda net: net.cell, weights, frozen)
-        return jax.jit(eprop.grad(loss, rule, trainable=weights))(network, inputs, targets)
+        return jax.jit(eprop.grad(loss, rule))(network, inputs, targets)
 
     oracle = gradients(eprop.BPTT(stop_z_gradients=True))
     assert np.abs(oracle.w_rec).max() > 1e-3
+    assert all(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(oracle.cell))
     for window in (1, 5):
-        found = gradients(eprop.EProp(window=window))
-        for name in ("w_in", "w_rec", "w_out"):
-            a, b = getattr(found, name), getattr(oracle, name)
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(b).max())
+        assert_trees_close(gradients(eprop.EProp(window=window)), oracle, 1e-10)
+
+
+def test_a_cell_in_which_all_hear_of_all_is_refused():
+    """Its vectors would not be those of single neurons."""
+    parts = ["Neuron mixes neurons", "each entry of [batch, n] by itself"]
+    cell = Neuron(3, 0.8, "by all currents")
+    assert_raises(lambda: eprop.Network(cell, n_in=2, n_out=2), ValueError, parts)
 
 
 def test_constants_are_found_while_jax_traces():
     """Under `jit` all that a function makes is a tracer, unless it says otherwise."""
-    widths = []
+    axes = []
 
     def trace(key):
         network = eprop.Network(eprop.ALIF(3), n_in=2, n_out=1, key=key)
-        widths.append([x.shape[-1] for x in init_carry(network, 2).synapses.vectors])
+        for ports in init_traces(network.layers[0], 4).synapses.values():
+            axes.append([x.ndim for port in ports for x in port.vectors])
         return network.w_in
 
     jax.jit(trace)(jax.random.key(0))
     jax.vmap(trace)(jax.random.split(jax.random.key(0), 2))
-    assert widths == [[1, 3], [1, 3]]
-
-
-def test_a_traced_parameter_is_no_constant():
-    found = []
-    jax.jit(lambda cell: found.append(common_traces(cell)) or 0)(Neuron(3, ONE))
-    assert found == [[None, None]]
+    assert len(axes) >= 2 and all(x == [2, 3] for x in axes)  # for all neurons, and for each
