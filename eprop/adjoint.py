@@ -30,7 +30,7 @@ from .evaluation import (
 )
 from .feedback import AbstractFeedback
 from .layer import Layer
-from .network import Network
+from .network import Kept, Network
 from .sequences import Blocks, cut, join, scan_blocks
 from .trajectory import NetworkState, Trajectory
 
@@ -39,7 +39,7 @@ from .trajectory import NetworkState, Trajectory
 def run(
     differentiated: tuple[Network, NetworkState | None, Array],
     feedback: AbstractFeedback,
-    kept: tuple[Array | None, ...],
+    kept: Kept,
     window: int | None,
 ) -> tuple[NetworkState, Trajectory]:
     """The run of a network from a state under inputs, differentiated by e-prop.
@@ -137,7 +137,7 @@ def _through_first_state(
 # Cotangents of what JAX gives and takes.
 
 
-def derivatives_of(network: Network, d_trajectory: Any, shape: tuple[int, int]) -> Derivatives:
+def derivatives_of(network: Network, d_trajectory: Any, shape: tuple[int, ...]) -> Derivatives:
     """Of a trajectory of cotangents, `None` where they are zero. `shape` is `(time, batch)`."""
     outputs = d_trajectory.outputs
     if outputs is None:

@@ -190,13 +190,12 @@ def total_derivative(
     """
     network, inputs = network.checked(inputs)
     start = network.init(inputs.shape[1])
-    kept = network.draw_dropout(None, inputs.shape[:2])
 
     def perturbed(perturbation):
         by_neuron = jnp.moveaxis(perturbation, -1, 0)
         parts = [jnp.moveaxis(x, 0, -1) for x in by_layer(network, by_neuron)]
         trajectory = network.respond(
-            start, inputs, kept, stop_z_gradients=False, as_bytes=False, perturbations=parts
+            start, inputs, None, stop_z_gradients=False, as_bytes=False, perturbations=parts
         ).trajectory
         return call_loss(loss, trajectory, targets, has_aux=False)[0]
 

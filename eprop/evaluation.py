@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import reverse
-from .network import Network, by_layer
+from .network import Kept, Network, by_layer
 from .recursion import step_gradients
 from .replay import trained_constants
 from .reverse import LayerGradients, Signals, keeps_currents
@@ -89,7 +89,7 @@ def forward(
     network: Network,
     start: NetworkState,
     inputs: Array,
-    kept: tuple[Array | None, ...],
+    kept: Kept,
     *,
     n_steps: int,
 ) -> Response:
@@ -162,12 +162,9 @@ def advance(
     after, layers = [], []
     for i, (layer, b_layer) in enumerate(zip(network.layers, by_layer(network, b), strict=True)):
         signals = Signals(derivatives.outputs, derivatives.spikes[i], derivatives.states[i])
-        w, record = layer.effective(), records[i]
-        if n_steps == 1:
-            record = jax.tree.map(lambda x: x[0], record.whole)  # its only block
         evaluate = step_gradients if n_steps == 1 else window_gradients
         traces, gradients = evaluate(
-            layer, w, b_layer, record, signals, carry.layers[i], kappa, gain
+            layer, layer.effective(), b_layer, records[i], signals, carry.layers[i], kappa, gain
         )
         after.append(traces)
         layers.append(gradients)

@@ -148,7 +148,7 @@ class Layer(eqx.Module):
     @property
     def synapses(self) -> dict[str, AbstractSynapses]:
         """The synapses as they are computed with: those that are dense are one matrix, "dense"."""
-        dense = tuple(x for x in self.kinds.values() if isinstance(x, Dense))
+        dense = [x for x in self.kinds.values() if isinstance(x, Dense)]
         others = {kind: x for kind, x in self.kinds.items() if not isinstance(x, Dense)}
         return {"dense": Joined(dense), **others} if dense else others
 
@@ -213,7 +213,7 @@ class Layer(eqx.Module):
         """
         seen = self._delayed("below", start, below.astype(self.dtype))
         drive = self._drive(seen, w)  # one product for all steps, [time, batch, n_post]
-        w_rec = None if self.recurrent is None else self.share("recurrent", w, axis=0)
+        w_rec: Any = None if self.recurrent is None else self.share("recurrent", w, axis=0)
         steps, line = self.delays.get("recurrent"), None
         if steps is not None:
             line = self.delay_line.init(jnp.moveaxis(start.past["recurrent"], 1, 0))

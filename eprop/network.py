@@ -21,6 +21,10 @@ from .synapses import AbstractSynapses
 from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, only
 from .weights import Initializer, fan_in_normal
 
+Kept = tuple[Array | None, ...] | None
+"""For each layer what dropout leaves of what it receives, booleans `[time, batch, n_in]`; `None`
+where it leaves all."""
+
 
 class AbstractRule(eqx.Module):
     """How a network's run is differentiated: what reverse-mode differentiation of it gives."""
@@ -31,9 +35,9 @@ class AbstractRule(eqx.Module):
         network: "Network",
         start: NetworkState | None,
         inputs: Shaped[Array, "time batch n_in"],
-        kept: tuple[Array | None, ...],
+        kept: Kept,
     ) -> tuple[NetworkState, Trajectory]:
-        """The network's run from `start`, `None` for rest; `kept` is of `Network.draw_dropout`."""
+        """The network's run from `start`, `None` for rest."""
 
     @abstractmethod
     def after_update(self, network: "Network", updates: Any) -> tuple["Network", "AbstractRule"]:
@@ -115,13 +119,14 @@ class Network(eqx.Module):
         Raises `ValueError` or `TypeError` for a weight of another shape, of an integer dtype, or
         not finite, and for layers that don't fit each other.
         """
-        if isinstance(cell, list | tuple) and any(isinstance(x, Layer) for x in cell):
-            self.layers = _stacked(cell)
+        cells: Any = cell
+        if isinstance(cells, list | tuple) and any(isinstance(x, Layer) for x in cells):
+            self.layers = _stacked(cells)
             if n_in is not None and n_in != self.layers[0].n_in:
                 raise ValueError(f"n_in = {n_in}, but the first layer takes {self.layers[0].n_in}")
         else:
             layer = Layer(
-                cell,
+                cells,
                 n_in=n_in,
                 w_in=w_in,
                 w_rec=w_rec,
@@ -238,7 +243,7 @@ class Network(eqx.Module):
         Raises `ValueError` or `TypeError` for inputs or weights that don't fit.
         """
         network, inputs = self.checked(inputs)
-        kept = network.draw_dropout(key, inputs.shape[:2])
+        kept = None if key is None else network.draw_dropout(key, inputs.shape)
         return rule.run(network, None, inputs, kept)[1]
 
     def run(
@@ -263,7 +268,7 @@ class Network(eqx.Module):
                 f"inputs are of {inputs.shape[1]} examples, but the state is of {batch}: "
                 f"write network.init({inputs.shape[1]})"
             )
-        return rule.run(network, state, inputs, network.draw_dropout(None, inputs.shape[:2]))
+        return rule.run(network, state, inputs, None)
 
     def init(self, batch: int) -> NetworkState:
         """The network at rest, in the dtype of its weights."""
@@ -316,29 +321,24 @@ class Network(eqx.Module):
                 f"neurons to {synapses.n_post} currents, but {(n_pre, n_post)} is needed here"
             )
 
-    def draw_dropout(
-        self, key: PRNGKeyArray | None, shape: tuple[int, int]
-    ) -> tuple[Array | None, ...]:
-        """For each layer, what it keeps of a sequence from below, `[time, batch, n_in]`.
-
-        `shape` is `(time, batch)`; `None` for a layer without dropout, and without a key.
-        """
+    def draw_dropout(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Kept:
+        """What dropout leaves of a sequence of `shape`, `[time, batch, n_in]`."""
 
         def kept(i, layer):
-            if key is None or layer.dropout is None:
+            if layer.dropout is None:
                 return None
-            return layer.dropout.draw(jax.random.fold_in(key, i), (*shape, layer.n_in))
+            return layer.dropout.draw(jax.random.fold_in(key, i), (*shape[:2], layer.n_in))
 
         return tuple(kept(i, layer) for i, layer in enumerate(self.layers))
 
-    def received(self, index: int, below: Array, kept: tuple[Array | None, ...]) -> Array:
+    def received(self, index: int, below: Array, kept: Kept) -> Array:
         """What a layer receives of the activity below it: all of it, or what dropout leaves."""
-        layer, kept_here = self.layers[index], kept[index]
-        if layer.dropout is None or kept_here is None:
+        dropout, mask = self.layers[index].dropout, None if kept is None else kept[index]
+        if dropout is None or mask is None:
             return below
-        return layer.dropout.apply(below, kept_here, self.dtype)
+        return dropout.apply(below, mask, self.dtype)
 
-    def readout_weights(self) -> list[Float[Array, "n n_out"] | None]:
+    def readout_weights(self) -> Sequence[Float[Array, "n n_out"] | None]:
         """W_out of each layer, `None` for those that the readout doesn't see."""
         if len(self.readout.weights) == self.n:
             return by_layer(self, self.readout.weights)
@@ -348,7 +348,7 @@ class Network(eqx.Module):
         self,
         start: NetworkState,
         inputs: Shaped[Array, "time batch n_in"],
-        kept: tuple[Array | None, ...],
+        kept: Kept,
         *,
         stop_z_gradients: bool,
         as_bytes: bool,
@@ -392,7 +392,7 @@ def _respond(
     network: Network,
     start: NetworkState,
     inputs: Array,
-    kept: tuple[Array | None, ...],
+    kept: Kept,
     stop_z_gradients: bool,
 ) -> tuple[NetworkState, Trajectory]:
     """The plain run: where nothing is differentiated, spikes wait as one byte each."""

@@ -50,8 +50,7 @@ def evaluate_piece(
     has_aux: bool,
 ) -> tuple[Progress, Evaluated]:
     """Goes on from `before` under `inputs` `[time, batch, n_in]`, as one window."""
-    kept = network.draw_dropout(None, inputs.shape[:2])
-    end, trajectory, records = forward(network, before.network, inputs, kept, n_steps=len(inputs))
+    end, trajectory, records = forward(network, before.network, inputs, None, n_steps=len(inputs))
     value, aux, derivatives = _differentiate(loss, network, trajectory, targets, has_aux)
     b = rule.feedback.matrix(network)
     traces, gradients = advance(network, b, records, derivatives, before.traces)

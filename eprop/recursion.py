@@ -3,6 +3,7 @@
 Each step costs (d + 1) · batch · n_pre · n_post numbers read and written, and no step is kept.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -10,6 +11,7 @@ from .layer import Layer
 from .record import Block
 from .replay import neurons_of
 from .reverse import LayerGradients, Signals
+from .sequences import Blocks
 from .traces import (
     LayerTraces,
     by_synapse,
@@ -25,13 +27,14 @@ def step_gradients(
     layer: Layer,
     w: dict[str, Array],
     b: Float[Array, "n n_out"],
-    block: Block,
+    blocks: Blocks,
     signals: Signals,
     traces: LayerTraces,
     kappa: float,
     gain: float,
 ) -> tuple[LayerTraces, LayerGradients]:
-    """One step of a layer, a `block` of length 1. Returns the traces after it, and its gradient."""
+    """One step of a layer, the only one of its `blocks`: the traces after it, and its gradient."""
+    block: Block = jax.tree.map(lambda x: x[0], blocks.whole)
     spikes = block.spikes.astype(layer.dtype)
     pre = layer.presynaptic(block.start, block.below, spikes)
     run = neurons_of(layer, w, block, pre, with_states=False)

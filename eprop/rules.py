@@ -5,7 +5,8 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import ArrayLike
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike
 
 from . import adjoint, checks
 from .feedback import AbstractFeedback, SymmetricFeedback
@@ -48,6 +49,7 @@ class EProp(AbstractRule):
 
     def run(self, network, start, inputs, kept):
         feedback = jax.lax.stop_gradient(self.feedback)
+        start = jax.tree.map(_without_tangent, start)
         return adjoint.run((network, start, inputs), feedback, kept, self.window)
 
     def after_update(self, network, updates):
@@ -59,6 +61,11 @@ class EProp(AbstractRule):
             eqx.tree_at(lambda net: net.w_out, network, w_out),
             EProp(feedback, self.window),
         )
+
+
+def _without_tangent(x: Array) -> Array:
+    """A counter of a state, which a run that is differentiated hands on as if it had a gradient."""
+    return x if eqx.is_inexact_array(x) else x | jnp.zeros_like(x)
 
 
 def value_and_grad(

@@ -56,7 +56,10 @@ def stream_value_and_grad(
     window = rule.window
 
     def advance(network: Network, now: Any, sums: Sums) -> tuple[Sums, Any]:
-        progress, piece = evaluate_piece(loss, rule, network, sums.progress, *now, has_aux)
+        inputs, targets = now
+        progress, piece = evaluate_piece(
+            loss, rule, network, sums.progress, inputs, targets, has_aux
+        )
         gradients = jax.tree.map(jnp.add, sums.gradients, piece.gradients)
         return Sums(progress, sums.value + piece.value, gradients), piece.aux
 

@@ -208,12 +208,11 @@ def step_traces(
     b = jacobians.current.reshape(d, -1, *pre.shape[:1], n)[:, port.current]  # [d, batch, n]
     old = [by_synapse(synapses, x, port) for x in traces.vectors]
     seen = by_synapse(synapses, pre, port)
-    led = [None if x is None else _step_common(x, traces.vectors, pre) for x in common]
     vectors = [
         sum_of_products(jacobians.state[k], old) + b[k][:, None] * seen
-        if led[k] is None
-        else led[k]
-        for k in range(d)
+        if constants is None
+        else _step_common(constants, traces.vectors, pre)
+        for k, constants in enumerate(common)
     ]
     now = [by_synapse(synapses, x, port) for x in vectors]
     trace = sum_of_products(jacobians.output, now)

@@ -24,8 +24,8 @@ import tyro
 from jaxtyping import Array
 
 import eprop
-from eprop.trajectory import NetworkState
 from eprop.tasks import SwitchingPatterns
+from eprop.trajectory import NetworkState
 from figures.online_stream import draw
 
 from .learners import make_rule

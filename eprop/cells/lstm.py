@@ -71,12 +71,12 @@ class LSTM(AbstractCell):
 
     def step(self, state: LSTMState, current: Array, z_tm1: Array) -> LSTMState:
         i, j, f, o = current
-        if self.peepholes is not None:
-            p_i, p_f, p_o = self.peepholes[:, None]  # [1, n] each
-            i, f = i + p_i * state.c, f + p_f * state.c
+        zero = jnp.zeros((), o.dtype)
+        p_i, p_f, p_o = [zero] * 3 if self.peepholes is None else self.peepholes[:, None]
+        i, f = i + p_i * state.c, f + p_f * state.c
         kept = jax.nn.sigmoid(f + beside(self.forget_bias.value, f)) * state.c
         c = kept + jax.nn.sigmoid(i) * jnp.tanh(j)
-        return LSTMState(c, o if self.peepholes is None else o + p_o * c)
+        return LSTMState(c, o + p_o * c)
 
     def output(self, state: LSTMState) -> Array:
         return jax.nn.sigmoid(state.o) * jnp.tanh(state.c)

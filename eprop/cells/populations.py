@@ -43,13 +43,13 @@ class Populations(eqx.Module):
         Raises `TypeError` for something else, `ValueError` for different time steps, and for a
         cell that breaks the contract of `AbstractCell` (see `check_cell`).
         """
-        given = tuple(cells) if isinstance(cells, list | tuple) else (cells,)
-        for cell in given:
-            check_cell(checks.instance("cell", cell, AbstractCell, "LIF(n)"))
-        steps = [cell.dt for cell in given]
+        given: tuple[Any, ...] = tuple(cells) if isinstance(cells, list | tuple) else (cells,)
+        self.cells = tuple(checks.instance("cell", x, AbstractCell, "LIF(n)") for x in given)
+        for cell in self.cells:
+            check_cell(cell)
+        steps = [cell.dt for cell in self.cells]
         if len(set(steps)) != 1:
             raise ValueError(f"the cells of a layer have time steps dt = {steps} ms: give one")
-        self.cells = given
 
     @property
     def n(self) -> int:

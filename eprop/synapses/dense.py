@@ -1,5 +1,6 @@
 """Synapses from every presynaptic neuron to every postsynaptic one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -87,6 +88,10 @@ class Joined(AbstractSynapses):
     """
 
     parts: tuple[Dense, ...]
+
+    def __init__(self, parts: Sequence[Dense]):
+        """**Arguments:** `parts`: at least one, with the same `n_post`."""
+        self.parts = tuple(parts)
 
     @property
     def weights(self) -> Float[Array, "n_pre n_post"]:

@@ -27,8 +27,8 @@ from jaxtyping import Array
 from tqdm import tqdm
 
 import eprop
-from eprop.evaluation import as_network, zero_gradients
 from eprop.cells import Jacobians
+from eprop.evaluation import as_network, zero_gradients
 from eprop.layer import LayerState
 from eprop.pieces import evaluate_piece, init_progress
 from eprop.tasks import PatternGeneration, SwitchingPatterns
