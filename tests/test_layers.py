@@ -8,7 +8,7 @@ import pytest
 ENGINE = Path(__file__).parent.parent / "eprop"
 LEVELS = [
     {"checks", "files", "sequences", "delays", "surrogate", "running_rates"},
-    {"checkpoints", "dropout", "losses"},
+    {"checkpoints", "dropout", "losses", "weights"},
     {"cells.abstract", "cells.constants", "synapses.abstract"},
     {"cells.contract", "cells.membrane", "cells.leaky_tanh", "cells.lstm"},
     {"cells.lif", "cells.alif", "cells.current_lif", "cells.populations"},
@@ -16,10 +16,11 @@ LEVELS = [
     {"synapses.sparse"},
     {"cells", "synapses"},
     {"layer"},
-    {"readout", "record"},
+    {"readout", "record", "trajectory"},
     {"network", "replay"},
     {"feedback", "reverse", "traces"},
     {"recursion", "windowed"},
+    {"evaluation"},
     {"adjoint"},
     {"rules"},
     {"diagnostics", "pieces"},
@@ -105,7 +106,7 @@ def test_imports_are_found():
     assert set(of_engine("synapses.sparse")) == {"checks", "synapses.abstract", "synapses.dense"}
     assert set(of_engine("cells")) > {"cells.lif", "cells.populations"}
     assert set(of_engine("layer")) > {"cells", "synapses", "checks"}
-    assert {"reverse", "windowed"} < set(of_engine("adjoint"))
+    assert {"reverse", "windowed"} < set(of_engine("evaluation"))
     assert set(of_engine("checkpoints")) == {"files"}
     assert {"", "checks"}.isdisjoint(of_engine("")) and "rules" in set(of_engine(""))
 
