@@ -17,6 +17,7 @@ from jaxtyping import Array
 import eprop
 from eprop import losses
 from eprop.tasks import Lemniscate, PatternGeneration
+from eprop.weights import fan_in_normal
 
 from . import learners
 from .runs import random_key
@@ -95,7 +96,7 @@ def make_network(setting: Setting, seed: int) -> eprop.Network:
         n_in=setting.task.n_in,
         n_out=setting.task.n_out,
         tau_out=setting.tau_out,
-        w_out=eprop.weights.fan_in_normal,
+        w_out=fan_in_normal,
         scale_readout=True,
         key=key_of(seed, "weights"),
     )
@@ -104,7 +105,7 @@ def make_network(setting: Setting, seed: int) -> eprop.Network:
 def make_rule(setting: Setting, learner: str, seed: int) -> eprop.AbstractRule:
     """With feedback of the seed."""
     shape = (setting.n_lif + setting.n_alif, setting.task.n_out)
-    b = eprop.weights.fan_in_normal(key_of(seed, "feedback"), shape, jnp.result_type(float))
+    b = fan_in_normal(key_of(seed, "feedback"), shape, jnp.result_type(float))
     return learners.make_rule(learner, b, setting.feedback_decay)
 
 

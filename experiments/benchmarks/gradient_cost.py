@@ -1,8 +1,9 @@
 """What does a gradient cost? Time and memory of e-prop, beside the forward pass and BPTT.
 
-The same gradient is found by e-prop over the whole sequence, by windows, by the recursion, and by
-`jax.grad` of a plain `lax.scan` written here, without the package; BPTT is `jax.grad` of that scan
-with no gradient stopped. All programs run in one process in turn (A B C ... A B C ...).
+The same gradient is found by e-prop over the whole sequence, by windows and by the recursion, as
+streams have it, and by `jax.grad` of a plain `lax.scan` written here, without the package; BPTT is
+`jax.grad` of that scan with no gradient stopped. All programs run in one process in turn (A B C ...
+A B C ...).
 
 Times are medians, ratios are to the plain forward pass. Memory is XLA's own account of the compiled
 program, temporary buffers at their peak and outputs: without the inputs and all else that the
@@ -30,6 +31,9 @@ from tqdm import tqdm
 
 import eprop
 from eprop import losses
+from eprop.evaluation import as_network, zero_gradients
+from eprop.pieces import evaluate_piece, init_progress
+from eprop.sequences import cut, scan_blocks
 from eprop.tasks import EvidenceAccumulation
 from figures.gradient_cost import draw
 
@@ -150,9 +154,13 @@ def make_programs(
         trajectory = network(inputs)
         return loss(trajectory.outputs, targets), trajectory.spikes > 0
 
+    def of_run(run, targets):
+        return loss(run.outputs, targets)
+
     def own_gradient(window):
-        rule = eprop.EProp(window=window)
-        return eprop.value_and_grad(lambda run, targets: loss(run.outputs, targets), rule)
+        if window is None:
+            return eprop.value_and_grad(of_run, eprop.EProp())
+        return functools.partial(in_windows, of_run, window)
 
     def plain_gradient(stop_z_gradients):
         def value(network, inputs, targets):
@@ -167,6 +175,23 @@ def make_programs(
         "e-prop, autodiff": plain_gradient(stop_z_gradients=True),
         "BPTT, jax.grad": plain_gradient(stop_z_gradients=False),
     }
+
+
+def in_windows(
+    loss: Callable, window: int, network: eprop.Network, inputs: jax.Array, targets: Any
+) -> tuple[jax.Array, eprop.Network]:
+    """The loss and its gradient as a stream has them: a window at a time, traces in between."""
+    rule = eprop.EProp(window=window)
+
+    def of_window(so_far, now):
+        progress, total = so_far
+        progress, piece = evaluate_piece(loss, rule, network, progress, *now, has_aux=False)
+        return (progress, jax.tree.map(jnp.add, total, piece.gradients)), piece.value
+
+    so_far = (init_progress(network, inputs.shape[1]), zero_gradients(network))
+    blocks = cut((inputs, targets), window)
+    (_, total), values = scan_blocks(of_window, so_far, blocks)
+    return sum(x.sum() for x in jax.tree.leaves(values)), as_network(network, total)
 
 
 def draw_workload(name: Name, seed: int) -> tuple[eprop.Network, jax.Array, Any]:
