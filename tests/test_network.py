@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import eprop
-import eprop.windowed
+import eprop.reverse
 from tests.cases import CELLS, Options, make_case
 from tests.comparison import assert_close, assert_trees_close
 
@@ -77,9 +77,10 @@ def test_examples_of_a_batch_do_not_mix():
     assert_trees_close(jax.tree.map(lambda x: x[:, 1:2], together), alone, 1e-14)
 
 
-def test_stopped_gradients_change_no_number():
+@pytest.mark.parametrize("rule", [eprop.BPTT(stop_z_gradients=True), *RULES[:3]], ids=str)
+def test_the_rule_changes_no_number(rule):
     network, inputs, *_ = case()
-    assert_trees_close(network(inputs, stop_z_gradients=True), network(inputs), 0)
+    assert_trees_close(network(inputs, rule), network(inputs), 0)
 
 
 class TestAutapses:
@@ -98,7 +99,7 @@ class TestAutapses:
 
     def test_no_effect_where_currents_are_computed_again(self, monkeypatch):
         made, network = self.with_stored_diagonal()
-        monkeypatch.setattr(eprop.windowed, "KEPT_BYTES", 0)
+        monkeypatch.setattr(eprop.reverse, "KEPT_BYTES", 0)
         actual = made._replace(network=network).value_and_grad(RULES[0])
         assert_trees_close(actual, value_and_grad("ALIF", RULES[0]), 1e-14)
 
