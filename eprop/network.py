@@ -12,14 +12,11 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Shaped
 
 from . import checks
 from .cells import AbstractCell
-from .delays import AbstractDelayLine, RotatingBuffer
-from .dropout import Dropout
 from .layer import Layer
 from .readout import Readout
 from .record import run_layer
-from .synapses import AbstractSynapses
 from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, only
-from .weights import Initializer, fan_in_normal
+from .weights import Initializer
 
 Kept = tuple[Array | None, ...] | None
 """For each layer what dropout leaves of what it receives, booleans `[time, batch, n_in]`; `None`
@@ -83,30 +80,20 @@ class Network(eqx.Module):
         self,
         cell: AbstractCell | Sequence[AbstractCell] | Sequence[Layer],
         *,
-        n_in: int | None = None,
         n_out: int,
         tau_out: float | None = 20.0,
-        w_in: ArrayLike | Initializer | AbstractSynapses = fan_in_normal,
-        w_rec: ArrayLike | Initializer | AbstractSynapses | None = fan_in_normal,
         w_out: ArrayLike | Initializer = jax.nn.initializers.glorot_uniform(),  # noqa: B008
-        bias: ArrayLike | Initializer | None = None,
         readout_bias: ArrayLike | Initializer | None = None,
         readout_of: Literal["last", "all"] = "last",
         scale_readout: bool = False,
-        autapses: bool = False,
-        delay_in: ArrayLike = 0.0,
-        delay_rec: ArrayLike = 0.0,
-        delay_line: AbstractDelayLine = RotatingBuffer(),  # noqa: B008 (immutable)
-        dropout: Dropout | None = None,
         key: PRNGKeyArray | None = None,
+        **of_layer: Any,
     ):
         """**Arguments:**
 
         - `cell`: the recurrent neurons of a network of one layer: a cell, or several, populations
           side by side. Or the layers, from the first to the last: `[Layer(...), Layer(...)]`, each
           with the neurons of the one below as its `n_in`.
-        - `n_in`, `w_in`, `w_rec`, `bias`, `autapses`, `delay_in`, `delay_rec`, `delay_line`,
-          `dropout`: of a network of one layer, as those of `Layer`.
         - `n_out`: number of readouts.
         - `tau_out`: time constant of the readout τ_out in ms; `None` for a readout without leak.
         - `w_out`: weights `[n_seen, n_out]`, an array or an initializer of `jax.nn.initializers`.
@@ -115,30 +102,20 @@ class Network(eqx.Module):
         - `readout_of`: whether the readout sees the "last" layer or "all", and so n_seen.
         - `scale_readout`: whether spikes enter the readout with gain g = 1 - κ (else g = 1).
         - `key`: random key for the initializers; not needed if every weight is an array.
+        - `of_layer`: of a network of one layer, what `Layer` takes: `n_in`, `w_in`, `w_rec`,
+          `bias`, `autapses`, `delay_in`, `delay_rec`, `delay_line`, `dropout`.
 
         Raises `ValueError` or `TypeError` for a weight of another shape, of an integer dtype, or
         not finite, and for layers that don't fit each other.
         """
         cells: Any = cell
         if isinstance(cells, list | tuple) and any(isinstance(x, Layer) for x in cells):
+            if of_layer:
+                names = ", ".join(of_layer)
+                raise TypeError(f"{names}: give this to the layers, Layer(cell, {names}=...)")
             self.layers = _stacked(cells)
-            if n_in is not None and n_in != self.layers[0].n_in:
-                raise ValueError(f"n_in = {n_in}, but the first layer takes {self.layers[0].n_in}")
         else:
-            layer = Layer(
-                cells,
-                n_in=n_in,
-                w_in=w_in,
-                w_rec=w_rec,
-                bias=bias,
-                autapses=autapses,
-                delay_in=delay_in,
-                delay_rec=delay_rec,
-                delay_line=delay_line,
-                dropout=dropout,
-                key=key,
-            )
-            self.layers = (layer,)
+            self.layers = (Layer(cells, key=key, **of_layer),)
         if readout_of not in ("last", "all"):
             raise ValueError(f'readout_of = {readout_of!r} must be "last" or "all"')
         seen = self.layers if readout_of == "all" else self.layers[-1:]

@@ -191,7 +191,8 @@ def in_windows(
     so_far = (init_progress(network, inputs.shape[1]), zero_gradients(network))
     blocks = cut((inputs, targets), window)
     (_, total), values = scan_blocks(of_window, so_far, blocks)
-    return sum(x.sum() for x in jax.tree.leaves(values)), as_network(network, total)
+    value = jnp.sum(jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(values)]))
+    return value, as_network(network, total)
 
 
 def draw_workload(name: Name, seed: int) -> tuple[eprop.Network, jax.Array, Any]:
