@@ -64,7 +64,7 @@ def steps(name: str, value: ArrayLike | Sequence[int], n: int) -> int | tuple[in
 def delay(name: str, value: ArrayLike | Sequence[float], n: int, dt: float, of: str) -> Parameter:
     """Delays in ms, as `parameter`; `ValueError` unless they are whole steps of at least 0.
 
-    But for rounding of float32; and no more steps than an int32 can count.
+    Tolerates float32 rounding; and no more steps than an int32 can count.
     """
     checked = parameter(name, value, n, of=of)
     in_steps = np.asarray(checked) / dt

@@ -59,6 +59,14 @@ class Info(NamedTuple):
     """Root of the summed squares of the eligibility vectors of each hidden variable, at the end."""
 
 
+class Observed(NamedTuple):
+    """What a window of steps was like, without an update; each with a leading time axis, or sum."""
+
+    outputs: Float[Array, "*time batch n_out"]
+    learning_signals: Float[Array, "*time batch n"]
+    loss: Float[Array, ""]
+
+
 class Learned(NamedTuple):
     """What must be finite; causes before consequences."""
 
@@ -268,7 +276,7 @@ class OnlineLearner(eqx.Module):
     ) -> tuple[LearnerState, Info]:
         """The new state and info; `FloatingPointError` if what was learned is not finite.
 
-        A weight that is not stays so: a look at the end is enough.
+        Non-finite weights stay non-finite, so one check at the end suffices.
         """
         state, info = result
         learned = Learned(info.loss, state.gradients, self._part(state.network))
@@ -288,11 +296,10 @@ class OnlineLearner(eqx.Module):
 
 @eqx.filter_jit
 def _step(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
-    state, info = _observe(learner, state, now)
+    state, seen = _observe(learner, state, now)
     is_due = state.since_update >= learner.update_every  # more, if it was another learner's
     state, _ = _cond(is_due, lambda x: (_update(learner, x), None), lambda x: (x, None), state)
-    by_step = (info.outputs[0], info.learning_signals[0])
-    return state, Info(*by_step, info.loss, info.rates, _norms(state))
+    return state, _info(state, seen.outputs[0], seen.learning_signals[0], seen.loss)
 
 
 @eqx.filter_jit
@@ -304,17 +311,22 @@ def _run(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[Learner
 
     def one_update(state, now):
         in_windows = cut(now, learner._window)
-        state, info = _scan(functools.partial(_observe, learner), state, in_windows)
-        return _update(learner, state), info._replace(loss=info.loss.sum())
+        state, seen = _scan(functools.partial(_observe, learner), state, in_windows)
+        return _update(learner, state), seen._replace(loss=seen.loss.sum())
 
     is_sum = jnp.ones((), bool)
     if learner._window > 1:
         inputs, targets, _ = jax.tree.map(lambda x: jnp.asarray(x)[: learner._window], now)
         _, trajectory = state.network.run(state.progress.network, inputs)
         is_sum = is_sum_over_time(learner.loss, trajectory, targets)
-    state, info = _scan(one_update, state, cut(now, learner.update_every))
-    outputs, signals = (x.reshape(-1, *x.shape[3:]) for x in (info.outputs, info.learning_signals))
-    return state, Info(outputs, signals, info.loss, state.rates.rates, _norms(state)), is_sum
+    state, seen = _scan(one_update, state, cut(now, learner.update_every))
+    # [update, window, step, batch, n] -> [time, batch, n]
+    outputs, signals = (x.reshape(-1, *x.shape[3:]) for x in (seen.outputs, seen.learning_signals))
+    return state, _info(state, outputs, signals, seen.loss), is_sum
+
+
+def _info(state: LearnerState, outputs: Array, learning_signals: Array, loss: Array) -> Info:
+    return Info(outputs, learning_signals, loss, state.rates.rates, _norms(state))
 
 
 @eqx.filter_jit
@@ -322,7 +334,9 @@ def _predict(network: Network, state: Any, inputs: ArrayLike) -> tuple[Any, Traj
     return network.run(state, inputs)
 
 
-def _observe(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
+def _observe(
+    learner: OnlineLearner, state: LearnerState, now: Any
+) -> tuple[LearnerState, Observed]:
     """One window of steps, without an update."""
 
     def loss(trajectory: Trajectory, targets: Any) -> tuple[Array, RunningRates]:
@@ -334,7 +348,7 @@ def _observe(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[Lea
             value = value + learner.rate_penalty.of(rates)
         return value, last
 
-    def stretch(state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
+    def stretch(state: LearnerState, now: Any) -> tuple[LearnerState, Observed]:
         inputs, targets, done = now
         progress, piece = evaluate_piece(
             loss, state.rule, state.network, state.progress, inputs, targets, has_aux=True
@@ -349,12 +363,11 @@ def _observe(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[Lea
             n_steps=state.n_steps + jnp.uint32(len(inputs)),
         )
         signals = piece.derivatives.outputs @ state.rule.feedback.matrix(state.network).T
-        return state, Info(piece.trajectory.outputs, signals, piece.value, piece.aux.rates, [])
+        return state, Observed(piece.trajectory.outputs, signals, piece.value)
 
-    def stepwise(state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
-        state, info = _scan(stretch, state, jax.tree.map(lambda x: x[:, None], now))
-        by_step = (info.outputs[:, 0], info.learning_signals[:, 0])
-        return state, Info(*by_step, info.loss.sum(), info.rates[-1], [])
+    def stepwise(state: LearnerState, now: Any) -> tuple[LearnerState, Observed]:
+        state, seen = _scan(stretch, state, jax.tree.map(lambda x: x[:, None], now))
+        return state, Observed(seen.outputs[:, 0], seen.learning_signals[:, 0], seen.loss.sum())
 
     *_, done = now
     if done is None or len(done) == 1:
