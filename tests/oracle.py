@@ -39,7 +39,10 @@ def respond(
         if kept is not None and kept[i] is not None:
             scaled = below.astype(float) / (1 - layer.dropout.rate)
             below = jnp.where(kept[i], scaled, jnp.zeros(()))
-        run = layer.unroll(start.layers[i], below, layer.effective(), stop_z_gradients=True)
+        before = start.layers[i]
+        if i > 0:  # spikes on their way between layers
+            before = before._replace(past=stop_gradient(before.past))
+        run = layer.unroll(before, below, layer.effective(), stop_z_gradients=True)
         z, rows = run.spikes, slice(first, first + layer.n)
         drive += stop_gradient(z) @ w_out[rows] + (z - stop_gradient(z)) @ stop_gradient(b[rows])
         states = run.states[0] if len(run.states) == 1 else run.states
