@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from . import checks
+from .common_vectors import common_traces
 from .feedback import AbstractFeedback, SymmetricFeedback
 from .network import Network, by_layer
 from .rules import Loss, call_loss
 from .sequences import preceding
 from .synapses import AbstractSynapses
-from .traces import by_synapse, common_traces, init_traces, step_traces
+from .traces import by_synapse, init_traces, step_traces
 
 
 class EligibilityTraces(NamedTuple):

@@ -7,20 +7,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .common_vectors import common_traces
+from .constant_traces import collect_constants, lead_constants
 from .layer import Layer
 from .record import Block
 from .replay import neurons_of
 from .reverse import LayerGradients, Signals
 from .sequences import Blocks
-from .traces import (
-    LayerTraces,
-    by_synapse,
-    collect_constants,
-    common_traces,
-    lead_constants,
-    step_traces,
-    sum_over_batch,
-)
+from .traces import LayerTraces, by_synapse, step_traces, sum_over_batch
 
 
 def step_gradients(

@@ -11,25 +11,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .cells import Port, hidden_variables
+from .common_vectors import CommonVector, common_traces, lead_common
+from .constant_traces import ConstantTraces, collect_constants, lead_constants
 from .layer import Layer, LayerState
 from .record import Block, all_spikes
 from .replay import neurons_of
 from .reverse import LayerGradients, Signals, UnitSignal, reverse
 from .sequences import Blocks, join, leaky_filter, scan_blocks
 from .synapses import AbstractSynapses
-from .traces import (
-    CommonVector,
-    ConstantTraces,
-    LayerTraces,
-    PortTraces,
-    by_synapse,
-    collect_constants,
-    common_traces,
-    lead_common,
-    lead_constants,
-    sum_of_products,
-    sum_over_batch,
-)
+from .traces import LayerTraces, PortTraces, by_synapse, sum_of_products, sum_over_batch
 
 
 def window_gradients(

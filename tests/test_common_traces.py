@@ -10,7 +10,8 @@ import pytest
 from jaxtyping import Array
 
 import eprop
-from eprop.traces import common_traces, init_traces
+from eprop.common_vectors import common_traces
+from eprop.traces import init_traces
 from tests.comparison import assert_trees_close
 from tests.errors import assert_raises
 

@@ -28,11 +28,12 @@ from tqdm import tqdm
 
 import eprop
 from eprop.cells import Jacobians
+from eprop.common_vectors import common_traces
 from eprop.evaluation import as_network, zero_gradients
 from eprop.layer import LayerState
 from eprop.pieces import evaluate_piece, init_progress
 from eprop.tasks import PatternGeneration, SwitchingPatterns
-from eprop.traces import PortTraces, common_traces, step_traces
+from eprop.traces import PortTraces, step_traces
 
 from .. import online_stream
 from ..runs import RunFolder

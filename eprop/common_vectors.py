@@ -1,0 +1,115 @@
+"""Eligibility vectors that are the same for all postsynaptic neurons: a vector does for a matrix.
+
+A membrane potential with one α is the presynaptic activity filtered by α, whatever the neuron does.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .cells import AbstractCell, hidden_variables
+
+
+class CommonVector(NamedTuple):
+    """ε_t = Σ_l D_l ε^l_{t-1} + b pre_t, with D and b the same number for all neurons."""
+
+    state: tuple[float, ...]
+    """D_l of each hidden variable, 0 for those that are not common."""
+    current: float
+    """b."""
+
+
+def common_traces(cell: AbstractCell) -> list[list[CommonVector | None]]:
+    """For each current and each hidden variable the constants of its vector, if that is common.
+
+    It is where D and b are constants, equal for all neurons, that lead from the current and from
+    other such variables only. The cell's arrays count as unknown, whether they are traced or not.
+    """
+    with jax.ensure_compile_time_eval():
+        state = cell.init(1)
+        z = jnp.zeros_like(hidden_variables(state)[0])
+        current = z if cell.n_currents == 1 else jnp.stack([z] * cell.n_currents)
+    by_state, by_current = _constants(cell, state, current, z)
+    of_currents = range(cell.n_currents)
+    return [_common(by_state, [row[k] for row in by_current]) for k in of_currents]
+
+
+def _common(
+    by_state: list[list[np.ndarray | None]], by_current: list[np.ndarray | None]
+) -> list[CommonVector | None]:
+    common = [True] * len(by_state)
+
+    def is_common(row, b):
+        relevant = [x for x, known in zip(row, common, strict=True) if known]
+        others = [x for x, known in zip(row, common, strict=True) if not known]
+        equal = all(x is not None and (x == x.flat[0]).all() for x in [*relevant, b])
+        return equal and all(x is not None and not x.any() for x in others)
+
+    for _ in by_state:  # one variable found to differ makes those that it drives differ
+        common = [is_common(row, b) for row, b in zip(by_state, by_current, strict=True)]
+    return [
+        CommonVector(
+            tuple(float(x.flat[0]) if x is not None else 0.0 for x in row), float(b.flat[0])
+        )
+        if known and b is not None
+        else None
+        for row, b, known in zip(by_state, by_current, common, strict=True)
+    ]
+
+
+def _constants(cell: AbstractCell, *args: Any) -> Any:
+    """The entries of the cell's `linear_step`, `None` for those that are no constants."""
+    arrays, rest = eqx.partition(cell, eqx.is_array)
+
+    def linear_step(arrays, *args):
+        return eqx.combine(arrays, rest).linear_step(*args)
+
+    jaxpr, shapes = jax.make_jaxpr(linear_step, return_shape=True)(arrays, *args)
+    varying = {id(x) for x in jaxpr.jaxpr.invars}
+    for equation in jaxpr.eqns:
+        if any(id(x) in varying for x in equation.invars):
+            varying |= {id(x) for x in equation.outvars}
+    with jax.ensure_compile_time_eval():
+        values = jax.tree.leaves(linear_step(arrays, *args))
+    leaves = [
+        None if id(variable) in varying or isinstance(value, jax.core.Tracer) else np.asarray(value)
+        for variable, value in zip(jaxpr.jaxpr.outvars, values, strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+
+def lead_common(
+    common: Sequence[CommonVector | None],
+    vectors: list[Array],
+    pre: Float[Array, "time batch n_pre"],
+) -> list[Float[Array, "batch n_pre"] | None]:
+    """The common vectors after some steps: Σ_t D^(K-t) b pre_t + D^K ε; `None` for the others."""
+    d = len(common)
+    matrix = np.array([row.state if row else [0.0] * d for row in common])
+    b = np.array([row.current if row else 0.0 for row in common])
+    response, power = [], np.eye(d)
+    for _ in range(len(pre)):  # from the last step back
+        response.append(power @ b)
+        power = power @ matrix
+    weights = jnp.asarray(np.array(response[::-1]), pre.dtype)  # [time, d]
+
+    def lead(k):
+        old = sum(float(power[k, i]) * vectors[i] for i, row in enumerate(common) if row)
+        return old + jnp.tensordot(weights[:, k], pre, 1)
+
+    return [None if row is None else lead(k) for k, row in enumerate(common)]
+
+
+def step_common(
+    common: CommonVector, vectors: list[Array], pre: Float[Array, "batch n_pre"]
+) -> Float[Array, "batch n_pre"]:
+    """The same for one step."""
+    terms = [d * x for d, x in zip(common.state, vectors, strict=True) if d != 0]
+    return functools.reduce(jnp.add, terms, common.current * pre)
