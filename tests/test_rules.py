@@ -92,22 +92,13 @@ class TestAux:
         same_gradients, same_aux = evaluate(rule, loss_with_aux, has_aux=True, of=eprop.grad)
         assert_trees_close((same_gradients, same_aux), (gradients, aux), 1e-15)
 
-    @pytest.mark.parametrize("rule", [eprop.EProp(), eprop.EProp(window=15), eprop.BPTT()], ids=str)
-    def test_of_the_whole(self, rule):
-        (_, aux), _ = evaluate(rule, loss_with_aux, has_aux=True)
+    @pytest.mark.parametrize("window", [1, 4, 5, 15, None])
+    def test_is_of_the_whole_sequence(self, window):
+        """The loss is called once, on all steps, whatever the window."""
+        (_, aux), _ = evaluate(eprop.EProp(window=window), loss_with_aux, has_aux=True)
         spikes = case().network(case().inputs).spikes
         np.testing.assert_array_equal(aux["spikes"], spikes.sum((0, 2)))
         assert aux["steps"] == 15
-
-    @pytest.mark.parametrize("window", [1, 4, 5])
-    def test_has_an_axis_of_windows(self, window):
-        (_, aux), _ = evaluate(eprop.EProp(window=window), loss_with_aux, has_aux=True)
-        spikes = case().network(case().inputs).spikes
-        expected = [spikes[i : i + window].sum((0, 2)) for i in range(0, 15, window)]
-        np.testing.assert_array_equal(aux["spikes"], np.stack(expected))
-        np.testing.assert_array_equal(
-            aux["steps"], [window] * (15 // window) + [3] * (15 % window > 0)
-        )
 
 
 class TestTrainable:
@@ -135,35 +126,38 @@ class TestTrainable:
         assert_trees_close(gradients, expected, 1e-15)
 
 
-class TestArraysOfACell:
+@functools.cache
+def trained_cell():
     """A threshold and a starting potential that are trained along with the weights."""
+    rng = np.random.default_rng(0)
+    cell = TrainableLIF(jnp.asarray(rng.uniform(0.5, 0.8, 6)), jnp.asarray(0.2), 6)
+    made = make_case("LIF")
+    made = made._replace(network=eqx.tree_at(lambda net: net.cell, made.network, cell))
+    expected = made.grad(AUTODIFF)
+    assert_alive(made.network, made.inputs, expected)
+    assert min(jnp.min(jnp.abs(x)) for x in jax.tree.leaves(expected.cell)) > 1e-3
+    return made, expected
 
-    def case(self):
-        rng = np.random.default_rng(0)
-        cell = TrainableLIF(jnp.asarray(rng.uniform(0.5, 0.8, 6)), jnp.asarray(0.2), 6)
-        made = make_case("LIF")
-        network = eqx.tree_at(lambda net: net.cell, made.network, cell)
-        return made._replace(network=network)
 
-    def test_whole_sequence(self):
-        made = self.case()
-        expected = made.grad(AUTODIFF)
-        assert_alive(made.network, made.inputs, expected)
-        assert min(jnp.min(jnp.abs(x)) for x in jax.tree.leaves(expected.cell)) > 1e-3
-        assert_trees_close(made.grad(eprop.EProp()), expected, 1e-10)
+class TestArraysOfACell:
+    @pytest.mark.parametrize("window", [1, 4, None])
+    def test_are_trained_at_every_window(self, window):
+        made, expected = trained_cell()
+        assert_trees_close(made.grad(eprop.EProp(window=window)), expected, 1e-10)
+
+    def test_bptt_differs(self):
+        made, expected = trained_cell()
         bptt = made.grad(eprop.BPTT())
         assert relative_error(bptt.cell.v_th, expected.cell.v_th) > 1e-2
 
-    @pytest.mark.parametrize("window", [1, 4])
-    def test_windows_leave_them_as_they_are(self, window):
-        """They can be there, but not be trained (see test_errors)."""
-        made = self.case()
+    @pytest.mark.parametrize("window", [1, 4, None])
+    def test_stay_as_they_are_if_told_so(self, window):
+        made, expected = trained_cell()
         weights = jax.tree.map(lambda x: x.ndim == 2, made.network)
         rule = eprop.EProp(window=window)
         gradients = jax.jit(eprop.grad(made.loss, rule, trainable=weights))(
             made.network, made.inputs, made.targets
         )
-        expected = made.grad(AUTODIFF)
         assert gradients.cell.v_th is None and gradients.cell.v_start is None
         for name in ("w_in", "w_rec", "w_out"):
             assert_close(getattr(gradients, name), getattr(expected, name), 1e-10, name)
