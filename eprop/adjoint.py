@@ -58,7 +58,8 @@ def _run_forward(perturbed, differentiated, feedback, kept, window):
     network, start, inputs = differentiated
     feedback.matrix(network)  # its errors come here, before the run
     start_or_rest = _started(network, start, inputs)
-    of_inputs = bool(perturbed[2])
+    under_way = None if start is None else perturbed[1].layers[0].past
+    of_inputs = bool(perturbed[2]) or any(jax.tree.leaves(under_way))
     if _is_whole(window, inputs):
         response = forward(network, start_or_rest, inputs, kept, n_steps=len(inputs))
         return response[:2], (response.records, of_inputs)
@@ -102,14 +103,16 @@ def _run_backward(residuals, cotangents, perturbed, differentiated, feedback, ke
         return as_network(network, gradients), _nothing(start), None
 
     found = backward(network, b, records, derivatives, of_inputs=of_inputs)
-    d_inputs = None
-    if of_inputs:
-        _, before_dropout = jax.vjp(lambda x: network.received(0, x, kept), inputs)
-        (d_inputs,) = before_dropout(found.received)
+    d_past, d_inputs = None, None
+    if found.received is not None:
+        d_past, d_received = _of_inputs(found.received, d_end.layers[0].past, len(inputs))
+        if eqx.is_inexact_array(inputs):
+            _, before_dropout = jax.vjp(lambda x: network.received(0, x, kept), inputs)
+            (d_inputs,) = before_dropout(d_received)
     d_network = as_network(network, found.gradients)
     if start is None:
         return _through_first_state(network, d_network, found.costates, batch), None, d_inputs
-    return d_network, _as_state(start, found.costates, found.outputs), d_inputs
+    return d_network, _as_state(start, found.costates, found.outputs, d_past), d_inputs
 
 
 def _is_whole(window: int | None, inputs: Array) -> bool:
@@ -189,12 +192,28 @@ def _zeros(layer: Layer, leading: tuple[int, ...]) -> list[Array]:
     return [jnp.zeros((*leading, x.shape[-1]), layer.dtype) for x in hidden]
 
 
+def _of_inputs(
+    d_known: Array, d_past_at_end: dict[str, Array | None], n_steps: int
+) -> tuple[Array, Array]:
+    """What is under way at the end are the last of the known inputs: those before and those given.
+
+    Returns the cotangents of both, `[batch, d_max, n_in]` and `[time, batch, n_in]`.
+    """
+    at_end = d_past_at_end.get("below")
+    if at_end is not None:
+        d_known = d_known.at[-at_end.shape[1] :].add(jnp.moveaxis(at_end, 1, 0))
+    n_before = len(d_known) - n_steps
+    return jnp.moveaxis(d_known[:n_before], 0, 1), d_known[n_before:]
+
+
 def _nothing(tree: Any) -> Any:
     return jax.tree.map(lambda _: None, tree)
 
 
-def _as_state(start: NetworkState, costates: list[list[Array]], d_outputs: Array) -> Any:
-    """Cotangents of hidden variables and outputs; that of the spikes is stopped."""
+def _as_state(
+    start: NetworkState, costates: list[list[Array]], d_outputs: Array, d_past: Array | None
+) -> Any:
+    """Cotangents of hidden variables, outputs and inputs under way; that of spikes is stopped."""
 
     def of_layer(layer, costates):
         leaves, structure = jax.tree.flatten(layer.neurons)
@@ -202,5 +221,7 @@ def _as_state(start: NetworkState, costates: list[list[Array]], d_outputs: Array
         neurons = [next(hidden) if eqx.is_inexact_array(x) else None for x in leaves]
         return _nothing(layer)._replace(neurons=structure.unflatten(neurons))
 
-    layers = tuple(of_layer(*pair) for pair in zip(start.layers, costates, strict=True))
-    return NetworkState(layers, d_outputs)
+    first, *others = (of_layer(*pair) for pair in zip(start.layers, costates, strict=True))
+    if "below" in first.past:
+        first = first._replace(past=first.past | {"below": d_past})
+    return NetworkState((first, *others), d_outputs)

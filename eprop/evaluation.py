@@ -112,8 +112,9 @@ class Backward(NamedTuple):
     """dE/ds of each layer's hidden variables before the first step."""
     outputs: Float[Array, "batch n_out"]
     """dE/dy likewise."""
-    received: Float[Array, "time batch n_in"] | None
-    """dE/d(what the first layer received), if asked for."""
+    received: Float[Array, "known batch n_in"] | None
+    """dE/d(what the first layer received), if asked for; with delays also of what was under way
+    before the first step."""
 
 
 def backward(

@@ -95,8 +95,8 @@ class Reversed(NamedTuple):
     costates: list[Float[Array, "batch _"]]
     """dE/ds of each hidden variable before the first step."""
     gradients: LayerGradients
-    below: Float[Array, "time batch n_in"] | None
-    """dE/d(activity below), if asked for."""
+    below: Float[Array, "known batch n_in"] | None
+    """dE/d(activity below), if asked for; with delays also of what was under way before."""
     unit_costates: list[list[Float[Array, "batch _"]]]
     unit_currents: list[Float[Array, "time batch n_post"]]
     """d(unit)/dI_t of each unit signal."""
@@ -213,11 +213,11 @@ def _product(
 
 def _before_delay(
     layer: Layer, d_pre: Float[Array, "time batch n_in"]
-) -> Float[Array, "time batch n_in"]:
+) -> Float[Array, "known batch n_in"]:
     """dE/d(activity below) from dE/d(what the synapses see of it)."""
     steps = layer.delays.get("below")
     if steps is None:
         return d_pre
     known = jnp.zeros((steps.max() + len(d_pre), *d_pre.shape[1:]), d_pre.dtype)
     _, pullback = jax.vjp(lambda known: delayed(known, steps, len(d_pre)), known)
-    return pullback(d_pre)[0][steps.max() :]
+    return pullback(d_pre)[0]
