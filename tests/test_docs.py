@@ -17,12 +17,17 @@ def blocks_of(page):
     return [block for block in blocks if "--8<--" not in block]
 
 
+PROGRAMS = sorted(ROOT.glob("docs/*.py"))
+"""The code of a page that includes it section by section."""
+
 PAGES = [page for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))) if blocks_of(page)]
 
 
 def run(*command, cwd):
     """The output of a Python process with warnings as errors, as a user's: no checks of types."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
+    if command[0] != "-c":  # many small programs, each run once
+        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     result = subprocess.run(
         [sys.executable, "-W", "error", *command],
         cwd=cwd,
@@ -36,17 +41,66 @@ def run(*command, cwd):
     return result.stdout
 
 
-def test_own_cell(tmp_path):
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+def test_program_of_a_page(program, tmp_path):
     """Its assertions are those of the page."""
-    run(str(ROOT / "docs" / "own_cell.py"), cwd=tmp_path)
+    run(str(program), cwd=tmp_path)
 
 
-def test_own_cell_asserts_something():
-    code = (ROOT / "docs" / "own_cell.py").read_text()
-    assert len(re.findall(r"^assert ", code, re.MULTILINE)) >= 5
-    page = (ROOT / "docs" / "own_cell.md").read_text()
-    for section in re.findall(r'--8<-- "docs/own_cell.py:(\w+)"', page):
-        assert f"[start:{section}]" in code and f"[end:{section}]" in code
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
+def test_program_is_on_its_page_and_asserts_something(program):
+    code, page = program.read_text(), program.with_suffix(".md").read_text()
+    assert len(re.findall(r"^\s*assert ", code, re.MULTILINE)) >= 5
+    shown = re.findall(rf'^--8<-- "docs/{program.name}:(\w+)"$', page, re.MULTILINE)
+    begun, ended = (re.findall(rf"\[{word}:(\w+)\]", code) for word in ("start", "end"))
+    assert begun and sorted(shown) == sorted(begun) == sorted(ended)
+
+
+def test_no_program_is_left_out():
+    assert [program.name for program in PROGRAMS] == [
+        "around_the_network.py",
+        "own_cell.py",
+        "own_synapses.py",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (
+            "jnp.roll(pre, distance, axis=-1) for distance in",
+            "jnp.roll(pre, -distance, axis=-1) for distance in",
+        ),
+        ("broadcast_to(w[:, None]", "broadcast_to(w[::-1, None]"),
+        ("return sum(w_f *", "return sum(jnp.abs(w_f) *"),
+    ],
+    ids=["seen", "spread", "currents"],
+)
+def test_a_broken_contract_is_found(right, wrong, tmp_path):
+    """The checks that the page shows can fail."""
+    code = (ROOT / "docs" / "own_synapses.py").read_text()
+    upto = code.index("# --8<-- [end:contract]")
+    assert code.count(right) == 1
+    (tmp_path / "broken.py").write_text(code[:upto].replace(right, wrong))
+    with pytest.raises(AssertionError, match="check_contract"):
+        run("broken.py", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "begin", "lines"),
+    [
+        ("own_cell", "cell", "class SynapticState", 30),
+        ("own_cell", "currents", "class ConductanceState", 30),
+        ("own_synapses", "synapses", "class Ring", 40),
+        ("around_the_network", "model", "class Model", 20),
+    ],
+)
+def test_it_is_short(name, section, begin, lines):
+    """What is one's own takes no more code than this."""
+    code = (ROOT / "docs" / f"{name}.py").read_text()
+    shown = code[code.index(f"[start:{section}]") : code.index(f"# --8<-- [end:{section}]")]
+    written = [line for line in shown[shown.index(begin) :].splitlines() if line.strip()]
+    assert 5 < len(written) <= lines
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
