@@ -5,6 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
@@ -98,6 +99,8 @@ def value_and_grad(
     def evaluate(
         network: Network, inputs: ArrayLike, targets: Any, key: Any = None
     ) -> tuple[Any, Network]:
+        if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((network, inputs))):
+            network.checked(inputs)  # while the numbers are known: its plain errors
         part, frozen = eqx.partition(network, trainable)
 
         def of_part(part):

@@ -1,9 +1,12 @@
 """Bad input: the error has the right type, names what was met, and says what to write instead."""
 
+from typing import Any, ClassVar, NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import eprop
@@ -53,15 +56,122 @@ def lif(**changes):
         "gamma": (lambda: eprop.Triangular(-0.3), ValueError, ["gamma = -0.3", "positive"]),
         "width": (lambda: eprop.Arctan(width=0.0), ValueError, ["width = 0.0", "positive"]),
         "NaN gamma": (lambda: eprop.Exponential(np.nan), ValueError, ["gamma = nan", "positive"]),
-        "traced": (
-            lambda: jax.jit(lambda tau: eprop.LIF(3, tau_v=tau).init(1))(20.0),
+        "traced steps": (
+            lambda: jax.jit(lambda n: eprop.LIF(3, n_refractory=n).init(1))(2),
             TypeError,
-            ["tau_v is traced", "outside of jax.jit"],
+            ["n_refractory is traced", "outside of jax.jit"],
+        ),
+        "trained integers": (
+            lif(tau_v=jnp.array([20, 30, 40])),
+            TypeError,
+            ["tau_v is a JAX array of dtype int64", "tau_v.astype(jnp.float32)"],
+        ),
+        "negative, trained": (
+            lif(tau_v=jnp.array([20.0, -1.0, 20.0])),
+            ValueError,
+            ["tau_v", "-1.", "greater than 0"],
+        ),
+        "shape, trained": (
+            lambda: eprop.ALIF(3, beta=jnp.ones(2)),
+            ValueError,
+            ["beta has shape (2,)", "each of the 3 neurons"],
+        ),
+        "NaN, trained": (lif(v_th=jnp.full(3, jnp.nan)), ValueError, ["v_th", "finite"]),
+        "shape, traced": (
+            lambda: jax.jit(lambda v_th: eprop.LIF(3, v_th=v_th).init(1))(jnp.ones(2)),
+            ValueError,
+            ["v_th has shape (2,)", "() or (3,)"],
         ),
     }
 )
 def test_cell(given, error, parts):
     assert_raises(given, error, parts)
+
+
+class OwnState(NamedTuple):
+    v: Any
+
+
+class OwnCell(eprop.AbstractCell):
+    """A cell with an array among its fields, which nobody has looked at."""
+
+    decay: Any
+    n: int = eqx.field(static=True, default=3)
+    dt: ClassVar[float] = 1.0
+
+    def init(self, batch):
+        return OwnState(jnp.zeros((batch, self.n)))
+
+    def step(self, state, current, z_tm1):
+        decay = jnp.broadcast_to(self.decay, state.v.shape)
+        return OwnState(decay * state.v + current - 0.5 * z_tm1)
+
+    def output(self, state):
+        return eprop.Triangular().spike(state.v - 0.5)
+
+
+def summed(trajectory, targets):
+    return trajectory.outputs.sum()
+
+
+def learn(network):
+    learner = eprop.OnlineLearner(network, summed, eprop.EProp(), optax.sgd(1e-3))
+    return learner.run(learner.init(3), (INPUTS, None))
+
+
+RUNS = {
+    "call": lambda network: network(INPUTS),
+    "run": lambda network: network.run(network.init(3), INPUTS),
+    "e-prop": lambda network: eprop.grad(summed, eprop.EProp())(network, INPUTS, None),
+    "recursion": lambda network: eprop.grad(summed, eprop.EProp(window=1))(network, INPUTS, None),
+    "BPTT": lambda network: eprop.grad(summed, eprop.BPTT())(network, INPUTS, None),
+    "traces": lambda network: eprop.eligibility_traces(network, INPUTS),
+    "stream": lambda network: eprop.stream_value_and_grad(summed, eprop.EProp(window=4))(
+        network, [(INPUTS, np.zeros(15))]
+    ),
+    "online": learn,
+}
+NO_NUMBERS = {
+    "for all": jnp.array(jnp.nan),
+    "for each": jnp.array([1, np.inf, 1]),
+    "of NumPy": np.full(3, np.nan),
+}
+
+
+class TestArraysOfACell:
+    """They are no weights, but what comes of NaN in them is as little a number."""
+
+    @pytest.mark.parametrize("array", NO_NUMBERS.values(), ids=NO_NUMBERS)
+    def test_when_it_is_built(self, array):
+        parts = ["OwnCell.decay", f"shape {array.shape}", "NaN or infinity"]
+        assert_raises(network(cell=OwnCell(array)), ValueError, parts)
+
+    @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+    @pytest.mark.parametrize("array", NO_NUMBERS.values(), ids=NO_NUMBERS)
+    def test_when_it_was_replaced(self, array, run):
+        good = network(cell=OwnCell(jnp.full(3, 0.9)), n_in=3)()
+        bad = eqx.tree_at(lambda net: net.cell.decay, good, array)
+        parts = ["network.layers[0].neurons.cells[0].decay", f"{array.shape}", "NaN or infinity"]
+        assert_raises(lambda: run(bad), ValueError, parts)
+
+    def test_of_a_built_in_cell(self):
+        good = network(cell=eprop.LIF(3, tau_v=jnp.full(3, 20.0)), n_in=3)()
+        bad = jax.tree.map(lambda x: x * jnp.nan, good.cell)
+        bad = eqx.tree_at(lambda net: net.cell, good, bad)
+        assert_raises(lambda: bad(INPUTS), ValueError, ["cells[0].tau_v", "NaN or infinity"])
+
+    def test_in_a_compiled_program(self):
+        good = network(cell=OwnCell(jnp.full(3, 0.9)), n_in=3)()
+        gradient = eqx.filter_jit(eprop.grad(summed, eprop.EProp()))
+        jax.block_until_ready(gradient(good, INPUTS, None).w_in)
+        bad = eqx.tree_at(lambda net: net.cell.decay, good, jnp.full(3, jnp.nan))
+        with pytest.raises(RuntimeError, match=r"decay of shape \(3,\) holds NaN or infinity"):
+            jax.block_until_ready(gradient(bad, INPUTS, None).w_in)
+
+    @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+    def test_numbers_are_fine(self, run):
+        """Negative control."""
+        run(network(cell=OwnCell(jnp.full(3, 0.9)), n_in=3)())
 
 
 def network(**changes):
