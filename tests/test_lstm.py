@@ -41,7 +41,7 @@ def record():
 
 
 def network(**changes):
-    """The reference's: one kernel for [x; h], forget bias not in the bias, a readout without leak."""
+    """The reference's: one kernel for [x; h], b_f beside the bias, a readout without leak."""
     r = record()
     cell = eprop.LSTM(int(r.n), **{"forget_bias": float(r.forget_bias)} | changes)
     return eprop.Network(
