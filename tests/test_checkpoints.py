@@ -147,12 +147,15 @@ class TestAnotherState:
             "network": (
                 (network(4), network(5)),
                 CheckpointError,
-                ["w_in of shape (3, 4) and dtype float64", "w_in of shape (3, 5)"],
+                [
+                    "below.weights of shape (3, 4) and dtype float64",
+                    "below.weights of shape (3, 5)",
+                ],
             ),
             "training state": (
                 (training(4), training(5)),
                 CheckpointError,
-                ["network.w_in of shape (3, 4)", "network.w_in of shape (3, 5)"],
+                ["below.weights of shape (3, 4)", "below.weights of shape (3, 5)"],
             ),
             "dtype": (
                 (Pair(np.ones(2), np.ones(2)), Pair(np.ones(2), np.ones(2, np.float32))),

@@ -145,7 +145,7 @@ def test_a_folder_belongs_to_one_configuration(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path):
-    message = "iteration 1 gave NaN or infinity: training.network.w_in"
+    message = "iteration 1 gave NaN or infinity: training.network.layers.0.below.weights"
     with pytest.raises(FloatingPointError, match=message):
         experiment.run(small(tmp_path, learning_rate=float("nan")), progress=False)
 
@@ -170,7 +170,7 @@ def test_adaptive_feedback_follows_the_readout(tmp_path):
 def test_the_network_is_half_adaptive():
     network = experiment.make_network(SMALL, jax.random.key(0))
     assert isinstance(network.cell, eprop.ALIF)
-    assert network.cell.beta == (0.0,) * 4 + (SMALL.beta,) * 4
+    assert network.cell.beta.value.tolist() == [0.0] * 4 + [SMALL.beta] * 4
     assert network.cell.n_refractory == 5
 
 

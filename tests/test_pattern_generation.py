@@ -156,10 +156,11 @@ def test_the_default_is_the_official_code():
     assert (setting.optimizer, setting.learning_rate, setting.iterations) == ("sgd", 1e-4, 2000)
     assert (setting.rate_target_hz, setting.rate_penalty) == (10.0, 300.0)
     network = patterns.make_network(setting, 0)
-    assert isinstance(network.cell, eprop.ALIF) and network.cell.beta == (0.0,) * 100
-    assert (network.cell.tau_v, network.cell.v_th, network.tau_out) == (30.0, 0.03, 30.0)
+    assert isinstance(network.cell, eprop.ALIF) and network.cell.beta.value.tolist() == [0.0] * 100
+    assert (network.cell.tau_v.value, network.cell.v_th.value) == (30.0, 0.03)
     assert (network.cell.n_refractory, network.cell.dt) == (0, 1.0)
-    assert network.cell.scale_current and network.scale_readout
+    assert (network.readout.tau, network.readout.scale) == (30.0, True)
+    assert network.cell.scale_current
     feedback = patterns.make_rule(setting, "random", 0).feedback
     for weights in (network.w_in, network.w_rec, network.w_out, feedback.b):  # N(0, 1) / sqrt(100)
         assert abs(float(weights.std()) - 0.1) < 5 * 0.1 / np.sqrt(2 * weights.size)
@@ -168,7 +169,7 @@ def test_the_default_is_the_official_code():
 def test_the_lemniscate_is_drawn_by_adaptive_neurons():
     setting = experiment.PRESETS["lemniscate"].setting
     network = patterns.make_network(setting, 0)
-    assert network.cell.beta == (setting.beta,) * 200 and network.n_out == 2
+    assert network.cell.beta.value.tolist() == [setting.beta] * 200 and network.n_out == 2
     assert experiment.PRESETS["lemniscate"].folder != experiment.PRESETS["default"].folder
 
 

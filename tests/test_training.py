@@ -316,7 +316,9 @@ class TestNotFinite:
 
         step = eprop.training_step(loss, OPTIMIZER)
         start = eprop.init_training(network, eprop.EProp(), OPTIMIZER)
-        with pytest.raises(FloatingPointError, match=r"iteration 1 .*network.w_out .*no folder"):
+        with pytest.raises(
+            FloatingPointError, match=r"iteration 1 .*network.readout.weights .*no folder"
+        ):
             fit(step=step, state=start, batches=lambda _: (INPUTS, TARGETS))
 
     @pytest.mark.parametrize("given", ["inputs", "targets"])
