@@ -1,5 +1,7 @@
 """Feedback: how the readout's error comes back, and how a feedback matrix learns."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from tests.comparison import assert_alive, assert_close, assert_trees_close, rel
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 RNG = np.random.default_rng(0)
-W_OUT, B, ERROR = RNG.normal(size=(6, 2)), RNG.normal(size=(6, 2)), RNG.normal(size=(7, 3, 2))
+W_OUT, B = RNG.normal(size=(6, 2)), RNG.normal(size=(6, 2))
 DECAY = 0.1
 FEEDBACKS = {
     "symmetric": (eprop.SymmetricFeedback(), W_OUT),
@@ -27,17 +29,41 @@ def feedback(request):
     return FEEDBACKS[request.param]
 
 
-def test_learning_signal(feedback):
+@functools.cache
+def network_with_w_out():
+    return eqx.tree_at(lambda net: net.w_out, make_case("ALIF").network, jnp.asarray(W_OUT))
+
+
+def test_matrix(feedback):
+    """A row for each neuron, in the network's dtype, and nothing that is trained through it."""
     feedback, matrix = feedback
-    actual = feedback.learning_signal(jnp.asarray(W_OUT), jnp.asarray(ERROR))
-    assert_close(actual, np.einsum("jk,tbk->tbj", matrix, ERROR), 1e-14)
+    network = network_with_w_out()
+    np.testing.assert_array_equal(feedback.matrix(network), matrix)
+    single = jax.tree.map(lambda x: x.astype(jnp.float32), network)
+    assert feedback.matrix(single).dtype == jnp.float32
+    gradient = eqx.filter_grad(lambda feedback: feedback.matrix(network).sum())(feedback)
+    assert not any(np.any(x) for x in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("window", [1, 4, None])
+@pytest.mark.parametrize("name", ["random", "adaptive"])
+def test_b_has_no_gradient(name, window):
+    """A rule may be among what is differentiated by."""
+    case, (feedback, matrix) = make_case("ALIF"), FEEDBACKS[name]
+
+    def loss(feedback):
+        trajectory = case.network(case.inputs, eprop.EProp(feedback, window))
+        return case.loss(trajectory, case.targets)
+
+    gradient = eqx.filter_jit(eqx.filter_grad(loss))(feedback)
+    np.testing.assert_array_equal(gradient.b, np.zeros_like(matrix))
 
 
 def test_learning_signals_of_a_network(feedback):
     """L = B ∂E/∂y and ∂E/∂z, of a loss whose derivatives are known."""
     feedback, matrix = feedback
-    network, inputs, targets, _, _ = make_case("ALIF")
-    network = eqx.tree_at(lambda net: net.w_out, network, jnp.asarray(W_OUT))
+    _, inputs, targets, _, _ = make_case("ALIF")
+    network = network_with_w_out()
 
     def loss(trajectory, targets):
         error = trajectory.outputs - targets["outputs"]

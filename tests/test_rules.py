@@ -101,6 +101,25 @@ class TestAux:
         assert aux["steps"] == 15
 
 
+class TestTargets:
+    @pytest.mark.parametrize("window", [1, 4])
+    def test_need_no_time_axis(self, window):
+        """A label for each example, and a number: the loss sees them as they are given."""
+
+        def loss(trajectory, targets):
+            label, factor = targets
+            surprise = eprop.losses.softmax_cross_entropy(trajectory.outputs, label)
+            return factor * surprise
+
+        def of(rule):
+            function = jax.jit(eprop.value_and_grad(loss, rule))
+            return function(case().network, case().inputs, (np.array([0, 1, 1]), 2.0))
+
+        expected = of(AUTODIFF)
+        assert_alive(case().network, case().inputs, expected[1])
+        assert_trees_close(of(eprop.EProp(window=window)), expected, 1e-10)
+
+
 class TestTrainable:
     def part_of(self, gradients, names):
         """The gradients of some weights, `None` for the others."""
