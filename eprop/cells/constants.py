@@ -47,13 +47,16 @@ class Trained(AbstractConstant):
 
 
 class TrainedPositive(AbstractConstant):
-    """A positive constant, trained through its logarithm: no update makes it zero or negative."""
+    """A positive constant, trained through its logarithm: no update makes it zero or negative.
+
+    Nor infinite: beyond e^±40 it stays what it is there, and has no gradient.
+    """
 
     log: Float[Array, "..."]
 
     @property
     def value(self) -> Array:
-        return jnp.exp(self.log)
+        return jnp.exp(jnp.clip(self.log, -40, 40))
 
 
 def constant(name: str, value: Any, n: int, *, positive: bool = False) -> AbstractConstant:

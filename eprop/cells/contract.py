@@ -63,7 +63,7 @@ def _probe(rest: Any, arrays: Any) -> tuple[np.ndarray, bool]:
     n, rng = cell.n, np.random.default_rng(0)
     neurons = rng.permutation(n) < n // 2  # whose numbers in the cell's arrays change
     entries = (rng.random((BATCH, n)) < 0.5) | neurons
-    entries[0, np.flatnonzero(~neurons)[0]] = False
+    entries[:, np.flatnonzero(~neurons)[0]] = [False, True]  # one example of it, not the other
     start = cell.init(BATCH)
     dtype = hidden_variables(start)[0].dtype
 
