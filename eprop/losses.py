@@ -4,9 +4,9 @@
         error = losses.mean_squared_error(trajectory.outputs, targets)
         return error + 300 * losses.firing_rate_penalty(trajectory.spikes, 10.0, dt=1.0)
 
-Means over time are taken over the steps at hand. Where the loss sees a window of a sequence at a
-time (`EProp(window=K)`), give the whole sequence's number of steps as `n_steps`: the values of
-the windows then add up to the mean over the sequence.
+Means over time are taken over the steps at hand. Where the loss sees a piece of a sequence at a
+time (`stream_value_and_grad`, `OnlineLearner`), give the whole sequence's number of steps as
+`n_steps`: the values of the pieces then add up to the mean over the sequence.
 """
 
 import jax

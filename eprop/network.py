@@ -74,7 +74,9 @@ class Network(eqx.Module):
     """
 
     layers: tuple[Layer, ...]
+    """From the first to the last; of a network of one layer, that one."""
     readout: Readout
+    """Leaky sums of what the neurons send."""
 
     def __init__(
         self,
@@ -213,8 +215,8 @@ class Network(eqx.Module):
         - `inputs`: booleans, integers or numbers of the weights' dtype.
         - `rule`: how the run is differentiated, where it is: it changes no number of the response.
           By `BPTT()` reverse-mode differentiation is what it always is. By `EProp(...)` it gives
-          the network's weights their e-prop gradient, and what comes before and after the network
-          its exact one.
+          the network's weights their e-prop gradient, what comes after the network its exact one,
+          and what comes before it r_t W_inᵀ, with e-prop's r_t = dE/dI_t of the first layer.
         - `key`: for dropout; without it nothing is dropped.
 
         Raises `ValueError` or `TypeError` for inputs or weights that don't fit.

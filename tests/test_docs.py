@@ -4,9 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
+
+import eprop
+import eprop.tasks  # no part of `import eprop`
 
 ROOT = Path(__file__).parent.parent
 
@@ -107,6 +111,35 @@ def test_it_is_short(name, section, begin, lines):
 def test_examples_of_a_page(page, tmp_path):
     """Its blocks, one after the other as a reader enters them, print something."""
     assert run("-c", "\n".join(blocks_of(page)), cwd=tmp_path)
+
+
+def documented():
+    """What the reference is of, by its path, and the members that it names."""
+    for page in sorted(ROOT.glob("docs/api/*.md")):
+        entries = re.findall(
+            r"^::: eprop\.(\S+)\n(?:    options:\n      members: \[(.*)\]\n)?",
+            page.read_text(),
+            re.MULTILINE,
+        )
+        for name, members in entries:
+            yield name, [member for member in members.split(", ") if member]
+
+
+def test_the_reference_has_all_that_is_public():
+    names = {name.split(".")[0] for name, _ in documented()}
+    assert names >= set(eprop.__all__)
+    assert {"tasks", "readout", "losses"} <= names  # or the pages are read wrongly
+
+
+def test_the_reference_has_nothing_that_is_private_or_gone():
+    for name, members in documented():
+        owner, _, last = name.rpartition(".")
+        owner = attrgetter(owner)(eprop) if owner else eprop
+        for thing, member in [(owner, last), *((getattr(owner, last, None), x) for x in members)]:
+            fields = getattr(thing, "__dataclass_fields__", {})
+            annotated = getattr(thing, "__annotations__", {})
+            assert hasattr(thing, member) or member in fields or member in annotated, member
+            assert member == "__call__" or not member.startswith("_")
 
 
 def test_the_readme_has_an_example():
