@@ -138,18 +138,18 @@ class Network(eqx.Module):
     @property
     def cell(self) -> AbstractCell:
         """The neurons of a network of one population."""
-        layer = only(self.layers, "network.layers[0].neurons.cells")
-        return only(layer.neurons.cells, "network.layers[0].neurons.cells[0]")
+        layer = only(self.layers, "layers", "network.layers[0].neurons.cells")
+        return only(layer.neurons.cells, "populations", "network.layers[0].neurons.cells[0]")
 
     @property
     def w_in(self) -> Any:
         """The weights of the inputs of a network of one layer, `[n_in, n_post]` if dense."""
-        return only(self.layers, "network.layers[0].below.weights").below.weights
+        return only(self.layers, "layers", "network.layers[0].below.weights").below.weights
 
     @property
     def w_rec(self) -> Any:
         """The recurrent weights of a network of one layer, `[n, n_post]` if dense."""
-        layer = only(self.layers, "network.layers[0].recurrent.weights")
+        layer = only(self.layers, "layers", "network.layers[0].recurrent.weights")
         if layer.recurrent is None:
             raise AttributeError("this network has no recurrent synapses")
         return layer.recurrent.weights

@@ -30,14 +30,14 @@ class Trajectory(NamedTuple):
     @property
     def spikes(self) -> Float[Array, "time batch n"]:
         """z_t of a network of one layer; else say of which, `trajectory.layers[0].spikes`."""
-        return only(self.layers, "trajectory.layers[0].spikes").spikes
+        return only(self.layers, "layers", "trajectory.layers[0].spikes").spikes
 
     @property
     def states(self) -> Any:
         """s_t of a network of one layer, the cell's state with a leading time axis; else say of
         which, `trajectory.layers[0].states`.
         """
-        return only(self.layers, "trajectory.layers[0].states").states
+        return only(self.layers, "layers", "trajectory.layers[0].states").states
 
 
 class NetworkState(NamedTuple):
@@ -57,8 +57,8 @@ class Response(NamedTuple):
     """For each layer the blocks of its run."""
 
 
-def only(items: Sequence[Any], write: str) -> Any:
+def only(items: Sequence[Any], what: str, write: str) -> Any:
     """The only one of some items; `AttributeError` that says what to write if there are more."""
     if len(items) != 1:
-        raise AttributeError(f"there are {len(items)} of them: write {write}, say")
+        raise AttributeError(f"there are {len(items)} {what}: say of which, as in {write}")
     return items[0]
