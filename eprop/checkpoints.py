@@ -1,10 +1,11 @@
 """Checkpoints: the arrays of any pytree in one file, which is either whole or refused.
 
-    eprop checkpoint 1 <SHA-256 of all that follows>
+    eprop checkpoint 2 <SHA-256 of all that follows>
     an archive of NumPy arrays (.npz, without pickle): one per leaf, and a header in JSON
 
 The header has the versions of eprop, JAX and NumPy, what the caller said about the state
-(`metadata`), and of each leaf its path, shape and dtype.
+(`metadata`), of each leaf its path, shape and dtype, and of all else in the state (`structure`:
+classes, static fields, functions) what it is, in words.
 """
 
 import hashlib
@@ -19,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import files
+from . import files, structure
+from .structure import Field, is_key, is_saved
 
 MAGIC = b"eprop checkpoint "
-VERSION = b"1"
+VERSION = b"2"
 HEADER = "header"
 """The header's name in the archive; the leaves are named by their number."""
 
@@ -48,8 +50,8 @@ def save(path: Path, state: Any, metadata: Any = None) -> None:
     **Arguments:**
 
     - `path`: the file; the one that it replaces is kept until this one is on disk.
-    - `state`: any pytree: networks, optimiser states, random keys, NumPy arrays, numbers. Its
-      other leaves, such as functions, are not saved.
+    - `state`: any pytree: networks, optimiser states, random keys, NumPy arrays, numbers. All
+      else in it, static fields and functions, is not saved but described, to be compared.
     - `metadata`: what is to be known about the state, such as a configuration: anything that JSON
       can hold, or a dataclass of it.
     """
@@ -57,6 +59,7 @@ def save(path: Path, state: Any, metadata: Any = None) -> None:
         "versions": {name: _version(name) for name in ("eprop", "jax", "numpy")},
         "metadata": files.as_json(metadata),
         "leaves": [leaf._asdict() for leaf in describe(state)],
+        "structure": structure.describe(state),
     }
     arrays = {str(i): _plain(name, leaf) for i, (name, leaf) in enumerate(_leaves(state))}
     archive = io.BytesIO()
@@ -74,29 +77,33 @@ def save(path: Path, state: Any, metadata: Any = None) -> None:
 def load(path: Path, like: Any) -> tuple[Any, Any]:
     """`(state, metadata)` of a checkpoint.
 
-    `like` is a state of the same structure, such as the one that training began with: leaves that
-    are no arrays come from it, and so do all static fields.
+    `like` is a state of the same structure, such as the one that training began with: all that is
+    no array or number comes from it.
 
-    Raises `CheckpointError` for a file that is damaged or no checkpoint, and where the leaves
-    differ from those of `like`.
+    Raises `CheckpointError` for a file that is damaged or no checkpoint, and where it is of another
+    state than `like`: other classes, static fields, functions (by their name and what they close
+    over), or leaves of another shape or dtype.
     """
     header, arrays = _read(Path(path))
-    theirs = [Leaf(x["path"], tuple(x["shape"]), x["dtype"]) for x in header["leaves"]]
-    difference = first_difference(theirs, describe(like))
-    if difference is not None:
-        there, here = difference
+    fields = [Field(*x) for x in header["structure"]]
+    found = [structure.first_difference(fields, structure.describe(like))]
+    leaves = [Leaf(x["path"], tuple(x["shape"]), x["dtype"]) for x in header["leaves"]]
+    if difference := first_difference(leaves, describe(like)):
+        there, here = (leaf or "no more leaves" for leaf in difference)
+        found.append(f"it has {there} where this state has {here}")
+    if any(found):
         raise CheckpointError(
-            f"{path} is of another state: it has {there or 'no more leaves'} where this state has "
-            f"{here or 'no more leaves'}. Build the state with the configuration of the "
-            f"checkpoint (see eprop.checkpoints.read_header), or use another file"
+            f"{path} is of another state: {'; '.join(filter(None, found))}. Build the state with "
+            f"the configuration of the checkpoint (see eprop.checkpoints.read_header), or use "
+            f"another file"
         )
     loaded = iter(arrays)
-    state = jax.tree.map(lambda x: _like(x, next(loaded)) if _is_saved(x) else x, like)
+    state = jax.tree.map(lambda x: _like(x, next(loaded)) if is_saved(x) else x, like)
     return state, header["metadata"]
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """A checkpoint's versions, metadata and leaves (path, shape, dtype), of a file that is whole.
+    """A checkpoint's versions, metadata, leaves and structure, of a file that is whole.
 
     Raises `CheckpointError` for a file that is damaged or no checkpoint.
     """
@@ -159,17 +166,8 @@ def _leaves(state: Any) -> list[tuple[str, Any]]:
     return [
         (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
         for path, leaf in found
-        if _is_saved(leaf)
+        if is_saved(leaf)
     ]
-
-
-def _is_saved(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex)
-
-
-def is_key(leaf: Any) -> bool:
-    """Whether a leaf is a typed random key, or an array of them."""
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _dtype(leaf: Any) -> str:

@@ -13,7 +13,7 @@ import re
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -57,10 +57,16 @@ def first_difference(theirs: list[Field], mine: list[Field]) -> str:
     """What differs first, to be read; empty if nothing does."""
     there, here = dict(theirs), dict(mine)
     for path in there | here:
-        if there.get(path) != here.get(path):
-            name = path or "its class"
-            return f"{name} = {there.get(path, 'nothing')} there, {here.get(path, 'nothing')} here"
+        x, y = there.get(path, "nothing"), here.get(path, "nothing")
+        if x != y and not _of_two_pythons(x, y):
+            return f"{path or 'its class'} = {x} there, {y} here"
     return ""
+
+
+def _of_two_pythons(x: str, y: str) -> bool:
+    """Whether two values are code of two versions of Python, which says nothing."""
+    versions = [re.search(r"\(Python \S+\)$", value) for value in (x, y)]
+    return all(versions) and versions[0][0] != versions[1][0]  # pyright: ignore
 
 
 def is_saved(leaf: Any) -> bool:
@@ -82,7 +88,7 @@ def qualified_name(x: Any) -> str:
         spec = getattr(sys.modules["__main__"], "__spec__", None)
         module = module if spec is None else spec.name
     parts = [part for part in (module or "").split(".") if not re.match(r"_[^_]", part)]
-    return ".".join([*filter(None, parts), name])
+    return ".".join([part for part in parts if part not in ("", "builtins")] + [name])
 
 
 def in_words(x: Any, largest: float = float("inf")) -> str | None:
@@ -102,16 +108,14 @@ def in_words(x: Any, largest: float = float("inf")) -> str | None:
         return re.sub(r" at 0x[0-9a-f]+", "", str(x))
     if isinstance(x, jax.Array | np.ndarray):
         return _array_in_words(x, largest)
-    if type(x) is dict:
-        x = [(in_words(k, largest), in_words(v, largest)) for k, v in x.items()]
-        whole = all(None not in pair for pair in x)
-        return "{%s}" % ", ".join(f"{k}: {v}" for k, v in sorted(x)) if whole else None
-    if type(x) in (tuple, list, set, frozenset):
-        words = [in_words(item, largest) for item in x]
+    if type(x) in (dict, tuple, list, set, frozenset):
+        items: Any = x.items() if isinstance(x, dict) else x
+        words = [in_words(item, largest) for item in items]
         if None in words:
             return None
-        text = ", ".join(sorted(words) if isinstance(x, set | frozenset) else words)
-        return {tuple: "(%s)", list: "[%s]"}.get(type(x), "{%s}") % text
+        in_order = isinstance(x, tuple | list)
+        text = ", ".join(map(str, words) if in_order else sorted(map(str, words)))
+        return {tuple: f"({text})", list: f"[{text}]"}.get(type(x), f"{{{text}}}")
     return None
 
 
@@ -131,20 +135,14 @@ class _Walk:
     def __init__(self, code: bool):
         self.code = code
         self.fields: list[Field] = []
-        self.above: list[Any] = []
+        self.functions: list[types.FunctionType] = []
+        """Those seen: a function may call itself."""
 
     def visit(self, path: str, x: Any, static: bool) -> None:
-        if any(x is y for y in self.above):
-            return  # a function that calls itself
-        self.above.append(x)
-        self._visit(path, x, static)
-        self.above.pop()
-
-    def _visit(self, path: str, x: Any, static: bool) -> None:
-        children = [] if isinstance(x, type) else list(_children(x))
-        words = in_words(x, LARGEST if self.code else float("inf"))
         if not static and is_saved(x):
             return  # its number is free to change
+        children = [] if isinstance(x, type) else list(_children(x))
+        words = in_words(x, LARGEST if self.code else float("inf"))
         if isinstance(x, types.FunctionType):
             self._visit_function(path, x)
         elif words is not None and (static or not children):
@@ -170,6 +168,9 @@ class _Walk:
         if wrapped is not None and code.co_filename.startswith("<"):
             return self.visit(path, wrapped, True)  # generated around it, as for checks of types
         self._add(path, qualified_name(function))
+        if any(function is seen for seen in self.functions):
+            return None
+        self.functions.append(function)
         is_users = not code.co_filename.startswith(_LIBRARIES)
         inside = dict(_defaults(function))
         if is_users or "<" in function.__qualname__ or wrapped is not None:
@@ -181,7 +182,8 @@ class _Walk:
             inside = {name: function.__globals__[name] for name in names} | inside
         for name, value in inside.items():
             if not isinstance(value, type | types.ModuleType):
-                self.visit(f"{path}.{name}", value, True)
+                self.visit(f"{path}.{name}" if path else name, value, True)
+        return None
 
     def _add(self, path: str, words: str) -> None:
         if len(words) > LONGEST:
@@ -195,6 +197,9 @@ def _children(x: Any) -> Iterator[tuple[str, Any, bool]]:
 
     Of a dataclass that is what JAX knows nothing of; of others what JAX keeps beside the children.
     """
+    if isinstance(x, dict):
+        yield from ((str(key), child, False) for key, child in x.items())
+        return
     found, structure = jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda y: y is not x)
     is_leaf = len(found) == 1 and found[0][0] == ()
     dynamic = {} if is_leaf else {_key(path): child for path, child in found}
@@ -204,7 +209,7 @@ def _children(x: Any) -> Iterator[tuple[str, Any, bool]]:
                 yield field.name, getattr(x, field.name), field.name not in dynamic
         return
     yield from ((name, child, False) for name, child in dynamic.items())
-    if not (is_leaf or x is None or isinstance(x, dict | list | tuple)):
+    if not (is_leaf or x is None or isinstance(x, list | tuple)):
         yield "aux", (structure.node_data() or (None, None))[1], True
 
 

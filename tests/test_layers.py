@@ -7,9 +7,9 @@ import pytest
 
 ENGINE = Path(__file__).parent.parent / "eprop"
 LEVELS = [
-    {"checks", "files", "sequences", "delays", "surrogate", "running_rates"},
-    {"checkpoints", "dropout", "losses", "weights"},
-    {"cells.abstract", "cells.constants", "synapses.abstract"},
+    {"checks", "structure", "sequences", "delays", "running_rates"},
+    {"files", "dropout", "losses", "surrogate", "weights"},
+    {"checkpoints", "cells.abstract", "cells.constants", "synapses.abstract"},
     {"cells.contract", "cells.membrane", "cells.leaky_tanh", "cells.lstm"},
     {"cells.lif", "cells.alif", "cells.current_lif", "cells.populations"},
     {"synapses.dense", "synapses.convolution"},
