@@ -15,17 +15,18 @@ class Ring(eprop.AbstractSynapses):
     weights: Float[Array, " fan_in"]
     distances: tuple[int, ...] = eqx.field(static=True)
     n_pre: int = eqx.field(static=True)
+    n_post: int = eqx.field(static=True)
 
-    @property
-    def n_post(self) -> int:
-        return self.n_pre
+    def __init__(self, weights: Array, distances: tuple[int, ...], *, n: int):
+        self.weights, self.distances, self.n_pre, self.n_post = weights, distances, n, n
 
     def effective(self) -> Array:
         return self.weights
 
     def currents(self, w: Array, pre: Array) -> Array:
         each = zip(w, self.distances, strict=True)
-        return sum(w_f * jnp.roll(pre, distance, axis=-1) for w_f, distance in each)
+        drives = (w_f * jnp.roll(pre, distance, axis=-1) for w_f, distance in each)
+        return sum(drives, start=jnp.zeros_like(pre))
 
     def seen(self, pre: Array) -> Array:
         return jnp.stack([jnp.roll(pre, distance, axis=-1) for distance in self.distances], axis=1)
@@ -56,7 +57,7 @@ def check_contract(synapses):
 
 
 near = (-3, -2, -1, 1, 2, 3)  # 0 would be a synapse of each neuron to itself
-ring = Ring(jax.random.normal(jax.random.key(3), (6,)), near, n_pre=20)
+ring = Ring(jax.random.normal(jax.random.key(3), (6,)), near, n=20)
 check_contract(ring)
 # --8<-- [end:contract]
 # --8<-- [start:test]
@@ -99,14 +100,11 @@ class LowRank(eprop.AbstractSynapses):
 
     weights: Float[Array, "n_pre rank"]  # U
     v: Float[Array, "rank n_post"]
+    n_pre: int = eqx.field(static=True)
+    n_post: int = eqx.field(static=True)
 
-    @property
-    def n_pre(self) -> int:
-        return self.weights.shape[0]
-
-    @property
-    def n_post(self) -> int:
-        return self.v.shape[1]
+    def __init__(self, u: Array, v: Array):
+        self.weights, self.v, self.n_pre, self.n_post = u, v, len(u), v.shape[1]
 
     def effective(self) -> Array:
         return self.weights @ self.v

@@ -76,7 +76,7 @@ def test_no_program_is_left_out():
             "jnp.roll(pre, -distance, axis=-1) for distance in",
         ),
         ("broadcast_to(w[:, None]", "broadcast_to(w[::-1, None]"),
-        ("return sum(w_f *", "return sum(jnp.abs(w_f) *"),
+        ("drives = (w_f *", "drives = (jnp.abs(w_f) *"),
     ],
     ids=["seen", "spread", "currents"],
 )
