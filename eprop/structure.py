@@ -172,9 +172,9 @@ class _Walk:
             return None
         self.functions.append(function)
         is_users = not code.co_filename.startswith(_LIBRARIES)
-        inside = dict(_defaults(function))
+        inside: dict[str, Any] = {}
         if is_users or "<" in function.__qualname__ or wrapped is not None:
-            inside |= _closure(function)
+            inside = dict(_defaults(function)) | dict(_closure(function))
         if self.code and is_users:
             python = "{}.{}".format(*sys.version_info)
             self._add(f"{path}.code", f"{_hash(_code(code, function.__doc__))} (Python {python})")

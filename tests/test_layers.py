@@ -107,7 +107,7 @@ def test_imports_are_found():
     assert set(of_engine("cells")) > {"cells.lif", "cells.populations"}
     assert set(of_engine("layer")) > {"cells", "synapses", "checks"}
     assert {"reverse", "windowed"} < set(of_engine("evaluation"))
-    assert set(of_engine("checkpoints")) == {"files"}
+    assert set(of_engine("checkpoints")) == {"files", "structure"}
     assert {"", "checks"}.isdisjoint(of_engine("")) and "rules" in set(of_engine(""))
 
 
