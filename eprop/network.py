@@ -271,13 +271,15 @@ class Network(eqx.Module):
                 f"network.w_out has shape {self.w_out.shape}, but {(n_seen[0], self.n_out)} is "
                 f"needed here"
             )
-        floats = {"network.w_out": self.w_out}
+        floats = {
+            self._name(f".layers{jax.tree_util.keystr(path)}"): array
+            for path, array in jax.tree_util.tree_leaves_with_path(self.layers)
+            if eqx.is_inexact_array(array)
+        }
+        floats["network.w_out"] = self.w_out
         if self.readout_bias is not None:
             floats["network.readout_bias"] = self.readout_bias
             checks.float_array("network.readout_bias", self.readout_bias, (self.n_out,))
-        for path, array in jax.tree_util.tree_leaves_with_path(self.layers):
-            if eqx.is_inexact_array(array):
-                floats[self._name(f".layers{jax.tree_util.keystr(path)}")] = array
         for name, array in floats.items():
             checks.float_array(name, array, array.shape, self.dtype)
         guarded = checks.all_finite({"inputs": inputs, **floats}, guarded=self.w_out)

@@ -53,7 +53,7 @@ def stream_value_and_grad(
     """
     if not isinstance(rule, EProp) or rule.window is None:
         raise TypeError(f"rule = {rule} can't follow a stream: write EProp(window=256)")
-    window = rule.window
+    window, several = rule.window, max(2, rule.window)
 
     def advance(network: Network, now: Any, sums: Sums) -> tuple[Sums, Any]:
         inputs, targets = now
@@ -101,8 +101,8 @@ def stream_value_and_grad(
                 zero = jnp.zeros((), network.dtype)
                 sums = Sums(init_progress(network, batch), zero, zero_gradients(network))
                 sums = jax.tree.map(jnp.copy, sums)  # each its own memory, to be given away
-                if len(now[0]) > 1 and not fits(network, sums.progress, now):
-                    raise ValueError(NO_SUM_OVER_TIME.format(n=len(now[0])))
+                if not fits(network, sums.progress, _repeated(now, several)):
+                    raise ValueError(NO_SUM_OVER_TIME.format(n=several))
             inputs = checks.sequence("inputs", now[0], network.n_in, network.dtype)
             n_steps = len(checks.finite("inputs", inputs))
             if n_steps == window:
@@ -148,6 +148,11 @@ def _recut(chunks: Iterable[Any], length: int) -> Iterator[tuple[Any, Any]]:
 
 def _value_alone(loss: Loss, has_aux: bool) -> Loss:
     return (lambda *args: loss(*args)[0]) if has_aux else loss
+
+
+def _repeated(now: Any, n_steps: int) -> Any:
+    """Some steps over and over until they are so many: whether a loss is a sum, any data tell."""
+    return jax.tree.map(lambda x: np.resize(x, (n_steps, *x.shape[1:])), now)
 
 
 def _pad(x: np.ndarray, length: int) -> np.ndarray:

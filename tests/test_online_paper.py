@@ -119,7 +119,7 @@ def test_weights_at_every_update(kind, update_every):
                 assert_close(getattr(state.network, name), weight, 1e-10, f"{name} at {t + 1}")
     for name, weight in zip(WEIGHTS, weights[-1], strict=True):
         assert relative_error(weight, WEIGHTS[name]) > 1e-2, f"{name} hardly changed"
-    matrix = state.rule.feedback.matrix(state.network.w_out)
+    matrix = state.rule.feedback.matrix(state.network)
     assert_close(matrix, b, 1e-10, "feedback")
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import eprop
+from eprop import losses
+from eprop.pieces import is_sum_over_time
 from tests.cases import Options, make_case
 from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
 from tests.errors import assert_raises
@@ -142,7 +144,7 @@ class TestStreams:
 
         evaluate(case.network, [first(40)])
         seen = list(calls)
-        assert set(seen) == {1, 16}
+        assert set(seen) == {1, 8, 16}  # the halves of a window: whether it is a sum over time
         for n_steps in (16, 50, 113, 7):
             evaluate(case.network, [first(n_steps)])
         doubled = jax.tree.map(lambda w: 2 * w, case.network)
@@ -178,6 +180,20 @@ class TestErrors:
         inputs, targets = self.piece()
         assert_raises(self.evaluate((inputs[:9], targets)), ValueError, ["targets", "axis of 9"])
 
+    @pytest.mark.parametrize(
+        ("targets", "parts"),
+        [
+            (np.zeros((21, 3)), ["targets has shape (21, 3)"]),
+            (np.zeros(3, int), ["targets has shape (3,)", "broadcast_to(label, (20, *label"]),
+            ((np.zeros((20, 3)), 1.0), ["targets[1]", "()"]),
+            ({"outputs": np.zeros((3, 20, 2))}, ["targets['outputs'] has shape (3, 20, 2)"]),
+        ],
+    )
+    def test_targets_without_a_time_axis(self, targets, parts):
+        inputs, _ = self.piece()
+        parts = [*parts, "leading time axis of 20", "window=16", "EProp(window=None)"]
+        assert_raises(self.evaluate((inputs, targets)), ValueError, parts)
+
     def test_another_width(self):
         inputs, targets = self.piece()
         wrong = (inputs[..., :2], targets)
@@ -198,3 +214,65 @@ class TestErrors:
         assert_raises(
             lambda: evaluate(network, [self.piece()]), ValueError, ["network.w_in", "NaN"]
         )
+
+
+NO_SUMS = {
+    "mean": lambda y, z, t: losses.mean_squared_error(y, t),
+    "mean of labels": lambda y, z, t: losses.softmax_cross_entropy(y, jnp.argmax(t, axis=-1)),
+    "rates": lambda y, z, t: losses.firing_rate_penalty(z, 100.0, dt=1.0),
+    "square of a sum": lambda y, z, t: jnp.sum(y) ** 2,
+    "last step": lambda y, z, t: jnp.square(y[-1]).sum(),
+    "sum and mean": lambda y, z, t: jnp.sum(y**2) + losses.mean_squared_error(y, t),
+}
+SUMS = {
+    "sum": lambda y, z, t: jnp.sum((y - t) ** 2),
+    "mean of so many": lambda y, z, t: losses.mean_squared_error(y, t, n_steps=N_STEPS),
+    "mean of the batch": lambda y, z, t: jnp.mean((y - t) ** 2, axis=(1, 2)).sum(),
+    "zero": lambda y, z, t: 0 * jnp.sum(y),
+    "of both signs": lambda y, z, t: jnp.sum(y * t) - jnp.sum(z),
+}
+
+
+class TestLossesThatAreNoSum:
+    """What they are on pieces does not add up: refused, and not another number."""
+
+    @staticmethod
+    def of(of_parts):
+        def loss(trajectory, targets):
+            return of_parts(trajectory.outputs, trajectory.spikes, targets["outputs"])
+
+        return loss
+
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    @pytest.mark.parametrize("n_steps", [2, 3, N_STEPS])
+    def test_are_found(self, n_steps, dtype):
+        rng = np.random.default_rng(0)
+        outputs, targets = rng.normal(size=(2, n_steps, 3, 2)).astype(dtype)
+        spikes = (rng.random((n_steps, 3, 6)) < 0.3).astype(dtype)
+        outputs, targets, spikes = (jnp.asarray(x) for x in (outputs, targets, spikes))
+        trajectory = eprop.Trajectory(outputs, (eprop.LayerTrajectory(spikes, None),))
+        for table, expected in ((NO_SUMS, False), (SUMS, True)):
+            found = {
+                name: bool(is_sum_over_time(self.of(loss), trajectory, {"outputs": targets}))
+                for name, loss in table.items()
+            }
+            assert found == dict.fromkeys(table, expected)
+
+    @pytest.mark.parametrize(("window", "n_steps"), [(16, 40), (16, 11), (1, 3)])
+    def test_are_refused(self, window, n_steps):
+        case, *_ = long_case("ALIF")
+        chunk = jax.tree.map(lambda x: x[:n_steps], (case.inputs, case.targets))
+        loss = self.of(NO_SUMS["mean"])
+        evaluate = eprop.stream_value_and_grad(loss, eprop.EProp(window=window))
+        parts = ["no sum over time", f"on {max(2, window)} steps", "jnp.sum", "n_steps"]
+        assert_raises(lambda: evaluate(case.network, [chunk]), ValueError, parts)
+
+    def test_with_aux_too(self):
+        case, *_ = long_case("ALIF")
+
+        def loss(trajectory, targets):
+            return jnp.mean(trajectory.outputs), trajectory.outputs.shape
+
+        evaluate = eprop.stream_value_and_grad(loss, eprop.EProp(window=16), has_aux=True)
+        chunks = list(in_chunks(case, [20]))
+        assert_raises(lambda: evaluate(case.network, chunks), ValueError, ["no sum over time"])
