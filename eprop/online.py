@@ -207,7 +207,7 @@ class OnlineLearner(eqx.Module):
             )
         state_after, info, is_sum = _run(self, state, now)
         if not isinstance(is_sum, jax.core.Tracer) and not is_sum:
-            raise ValueError(NO_SUM_OVER_TIME.format(n=self._window))
+            raise ValueError(NO_SUM_OVER_TIME.format(n=self._looked_at))
         return self._settled(state, (state_after, info))
 
     def predict(self, state: LearnerState, inputs: ArrayLike) -> tuple[LearnerState, Trajectory]:
@@ -220,6 +220,11 @@ class OnlineLearner(eqx.Module):
         network_state, trajectory = _predict(state.network, state.progress.network, inputs)
         progress = state.progress._replace(network=network_state)
         return state._replace(progress=progress), trajectory
+
+    @property
+    def _looked_at(self) -> int:
+        """Steps of each chunk on which to see whether the loss is a sum over time."""
+        return min(self._window, 16)
 
     @property
     def _window(self) -> int:
@@ -304,7 +309,7 @@ def _step(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[Learne
 
 @eqx.filter_jit
 def _run(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info, Array]:
-    """The chunk, and whether the loss is a sum over time, as far as its first window shows."""
+    """The chunk, and whether the loss is a sum over time, as far as its first steps show."""
 
     def cut(tree, length):
         return jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, length, *x.shape[1:]), tree)
@@ -316,7 +321,7 @@ def _run(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[Learner
 
     is_sum = jnp.ones((), bool)
     if learner._window > 1:
-        inputs, targets, _ = jax.tree.map(lambda x: jnp.asarray(x)[: learner._window], now)
+        inputs, targets, _ = jax.tree.map(lambda x: jnp.asarray(x)[: learner._looked_at], now)
         _, trajectory = state.network.run(state.progress.network, inputs)
         is_sum = is_sum_over_time(learner.loss, trajectory, targets)
     state, seen = _scan(one_update, state, cut(now, learner.update_every))
