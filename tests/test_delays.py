@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import eprop
+import eprop.record
 from tests.cases import Options, make_case
 from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
 from tests.errors import assert_raises
@@ -37,8 +38,8 @@ def with_delays(case, delay_in, delay_rec, line=LINES[0]):
         network.cell,
         n_in=network.n_in,
         n_out=network.n_out,
-        tau_out=network.tau_out,
-        scale_readout=network.scale_readout,
+        tau_out=network.readout.tau,
+        scale_readout=network.readout.scale,
         delay_in=np.multiply(delay_in, network.cell.dt),
         delay_rec=np.multiply(delay_rec, network.cell.dt),
         delay_line=line,
@@ -55,24 +56,30 @@ def delayed_case(cell="ALIF", in_steps=IN_STEPS[2], line=LINES[0]):
     return case, value, gradients
 
 
+NO_DELAY = np.array(0)
 respond = jax.jit(lambda network, inputs: network(inputs))
 
 
 def look_up(network, inputs, stop=lambda x: x):
     """The trajectory by a loop that keeps everything and looks up what arrives."""
-    n_in, n, batch = network.n_in, network.cell.n, inputs.shape[1]
-    delays = np.zeros(n_in + n, int) if network.delays is None else network.delays
-    state, spikes, states = network.init(batch).cell, [jnp.zeros((batch, n))], []
+    n, batch = network.n, inputs.shape[1]
+    (layer,), (start,) = network.layers, network.init(batch).layers
+    delay_in, delay_rec = (
+        layer.delays.get("below", NO_DELAY),
+        layer.delays.get("recurrent", NO_DELAY),
+    )
+    state, spikes, states = start.neurons[0], [jnp.zeros((batch, n))], []
     x = inputs.astype(float)
 
     def arriving(history, t, delays):
         zeros = jnp.zeros_like(history[:1])
+        delays = np.broadcast_to(delays, history.shape[-1])
         rows = np.where(t >= delays, 1 + t - delays, 0)
         return jnp.concatenate([zeros, history])[rows, :, np.arange(len(delays))].T
 
     for t in range(len(x)):
-        z = stop(arriving(jnp.stack(spikes), t, delays[n_in:]))
-        current = arriving(x, t, delays[:n_in]) @ network.w_in + z @ network.w_rec
+        z = stop(arriving(jnp.stack(spikes), t, delay_rec))
+        current = arriving(x, t, delay_in) @ network.w_in + z @ network.w_rec
         state = network.cell.step(state, current, stop(spikes[t]))
         spikes.append(network.cell.output(state))
         states.append(state)
@@ -82,7 +89,8 @@ def look_up(network, inputs, stop=lambda x: x):
         y = y if network.readout_bias is None else y + network.readout_bias[None]
         outputs.append(y)
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
-    return eprop.Trajectory(jnp.stack(outputs), jnp.stack(spikes[1:]), stacked)
+    of_layer = eprop.LayerTrajectory(jnp.stack(spikes[1:]), stacked)
+    return eprop.Trajectory(jnp.stack(outputs), (of_layer,))
 
 
 delays_of = {n: st.lists(st.integers(0, 8), min_size=n, max_size=n) for n in (3, 6)}
@@ -156,7 +164,7 @@ def test_delays_in_float32_are_whole_steps():
     network = eprop.Network(
         eprop.LIF(200, dt=0.1), n_in=1, n_out=1, delay_rec=delays, key=jax.random.key(0)
     )
-    np.testing.assert_array_equal(network.delays[1:], np.arange(200))
+    np.testing.assert_array_equal(network.layers[0].delays["recurrent"], np.arange(200))
 
 
 def test_blocks_are_about_as_long_as_their_history():
@@ -165,7 +173,7 @@ def test_blocks_are_about_as_long_as_their_history():
         network = eprop.Network(
             eprop.LIF(100), n_in=40, n_out=1, delay_rec=delay, key=jax.random.key(0)
         )
-        assert network.block_length(2250, 64) == length
+        assert eprop.record.block_steps(network.layers[0], 2250, 64) == length
 
 
 def test_delays_matter():
@@ -179,7 +187,8 @@ def test_delays_matter():
 def test_no_delay_is_a_network_without():
     case = make_case("ALIF", OPTIONS)
     zero = with_delays(case, 0, [0.0] * 6)
-    assert zero.network.delays is None and zero.network.init(2).past is None
+    (layer,), (start,) = zero.network.layers, zero.network.init(2).layers
+    assert not layer.delays and not start.past
     jax.tree.map(
         np.testing.assert_array_equal, zero.network(case.inputs), case.network(case.inputs)
     )
@@ -197,7 +206,7 @@ def test_delay_of_inputs_is_a_shift():
 def test_blocks_hand_on_what_is_under_way(monkeypatch):
     """A long sequence is worked through in blocks: here of one step, shorter than the delays."""
     case, value, expected = delayed_case()
-    monkeypatch.setattr(eprop.network.Network, "block_length", lambda *_: 1)
+    monkeypatch.setattr(eprop.record, "block_steps", lambda *_: 1)
     for rule in (AUTODIFF, eprop.EProp()):
         actual_value, actual = case.value_and_grad(rule)
         assert_close(actual_value, value, TOLERANCE, "loss")
