@@ -117,6 +117,33 @@ def test_no_step_is_run_that_was_not_asked_for(n_steps, length, monkeypatch):
     assert_same(*found)
 
 
+def compiled_bytes(rule, n_steps):
+    """The memory, beside arguments and results, of a compiled gradient that is never run."""
+    network = eprop.Network(eprop.LIF(300), n_in=40, n_out=2, key=jax.random.key(0))
+    inputs = jax.ShapeDtypeStruct((n_steps, 64, 40), bool)
+    targets = jax.ShapeDtypeStruct((n_steps, 64, 2), network.dtype)
+    compiled = jax.jit(eprop.grad(loss, rule)).lower(network, inputs, targets).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("rule", [eprop.EProp(), eprop.BPTT()], ids=str)
+def test_a_sequence_of_prime_length_takes_no_more_memory(rule):
+    prime, other = (compiled_bytes(rule, n_steps) for n_steps in (499, 500))
+    assert other > 2**20 and abs(prime - other) < 0.1 * other
+
+
+def test_nor_does_a_window():
+    prime, other = (compiled_bytes(eprop.EProp(window=n), 2 * n) for n in (499, 500))
+    assert other > 2**20 and abs(prime - other) < 0.1 * other
+
+
+def test_memory_of_one_block(monkeypatch):
+    """Negative control: what it would be."""
+    in_blocks = compiled_bytes(eprop.EProp(), 499)
+    monkeypatch.setattr(eprop.record, "block_steps", lambda layer, n_steps, batch: n_steps)
+    assert compiled_bytes(eprop.EProp(), 499) > 4 * in_blocks
+
+
 @pytest.mark.parametrize("kept", [0, 2**24])
 def test_potentials_at_the_threshold_stay_on_their_side(kept, monkeypatch):
     """Weights on a grid put many potentials right at the threshold, where rounding decides."""
