@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 from tqdm import tqdm
 
 from . import checkpoints, checks, files
@@ -55,6 +55,7 @@ def training_step(
     optimizer: optax.GradientTransformation,
     has_aux: bool = False,
     trainable: Any = eqx.is_inexact_array,
+    key: PRNGKeyArray | None = None,
 ) -> Step:
     """The usual step, for `fit`: gradient of the loss by the state's rule, then the update.
 
@@ -63,6 +64,7 @@ def training_step(
     - `loss`, `has_aux`, `trainable`: as for `value_and_grad`; with `has_aux=True` the auxiliary
       output is a dictionary.
     - `optimizer`: any of optax.
+    - `key`: random key for dropout, drawn anew at each iteration; needed if a layer has any.
 
     The step takes a `TrainState` and a batch `(inputs, targets)`, the inputs
     `[time, batch, n_in]`. Its info is the loss, and the auxiliary output beside it.
@@ -70,8 +72,14 @@ def training_step(
 
     def step(state: TrainState, batch: tuple[Any, Any]) -> tuple[TrainState, Row]:
         inputs, targets = batch
+        if key is None and any(layer.dropout is not None for layer in state.network.layers):
+            raise ValueError(
+                "a layer has dropout, which needs a random key: "
+                "write training_step(loss, optimizer, key=jax.random.key(0))"
+            )
+        key_now = None if key is None else jax.random.fold_in(key, state.iteration)
         evaluate = value_and_grad(loss, state.rule, has_aux, trainable)
-        value, gradients = evaluate(state.network, inputs, targets)
+        value, gradients = evaluate(state.network, inputs, targets, key_now)
         value, aux = value if has_aux else (value, {})
         if not isinstance(aux, dict):
             raise TypeError(f"aux is a {type(aux).__name__}, but must be a dictionary of numbers")
