@@ -344,19 +344,22 @@ def _observe(
 ) -> tuple[LearnerState, Observed]:
     """One window of steps, without an update."""
 
-    def loss(trajectory: Trajectory, targets: Any) -> tuple[Array, RunningRates]:
+    def loss(
+        before: RunningRates, trajectory: Trajectory, targets: Any
+    ) -> tuple[Array, RunningRates]:
         """The learner's, with the rate penalty; and the rates after the last step."""
         value = learner.loss(trajectory, targets)
         spikes = jnp.concatenate([layer.spikes for layer in trajectory.layers], axis=-1)
-        rates, last = follow(state.rates, spikes, dt=learner.network.dt, tau=learner.tau_rate)
+        rates, last = follow(before, spikes, dt=learner.network.dt, tau=learner.tau_rate)
         if learner.rate_penalty is not None:
             value = value + learner.rate_penalty.of(rates)
         return value, last
 
     def stretch(state: LearnerState, now: Any) -> tuple[LearnerState, Observed]:
         inputs, targets, done = now
+        of_piece = functools.partial(loss, state.rates)
         progress, piece = evaluate_piece(
-            loss, state.rule, state.network, state.progress, inputs, targets, has_aux=True
+            of_piece, state.rule, state.network, state.progress, inputs, targets, has_aux=True
         )
         if done is not None:
             progress = _from_rest(state.network, progress, done[-1])
