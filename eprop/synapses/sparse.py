@@ -65,8 +65,8 @@ class Sparse(AbstractSynapses):
     ) -> "Sparse":
         """Each postsynaptic neuron hears `fan_in` different neurons, drawn at random.
 
-        The weights are N(0, 1) / sqrt(fan_in). With `autapses=False`, for recurrent synapses,
-        none of them is the neuron itself.
+        The weights are N(0, 1) / sqrt(fan_in). With `autapses=False`, for recurrent synapses of
+        cells with one current, none of them is the neuron itself.
         """
         for_indices, for_weights = jax.random.split(key)
         rng = np.random.default_rng(np.asarray(jax.random.key_data(for_indices)))
@@ -75,14 +75,12 @@ class Sparse(AbstractSynapses):
             raise ValueError(
                 f"fan_in = {fan_in} must be from 1 to {n_others}, the neurons there are"
             )
-        indices = np.sort(rng.integers(n_others, size=(n_post, fan_in)), axis=1)
-        while True:  # draw again what was drawn twice, until nothing was
-            twice = np.zeros(indices.shape, bool)
-            twice[:, 1:] = indices[:, 1:] == indices[:, :-1]
-            if not twice.any():
-                break
-            indices[twice] = rng.integers(n_others, size=twice.sum())
-            indices.sort(axis=1)
+        if not autapses and n_post != n_pre:
+            raise ValueError(
+                f"autapses=False is for synapses among as many neurons as currents, but n_pre = "
+                f"{n_pre} and n_post = {n_post}: write Sparse(weights, indices, n_pre={n_pre})"
+            )
+        indices = _subsets(rng, n_others, n_post, fan_in)
         if not autapses:
             indices += indices >= np.arange(n_post)[:, None]
         weights = jax.random.normal(for_weights, (n_post, fan_in)) / np.sqrt(fan_in)
@@ -120,3 +118,20 @@ def _gathered_sum(
     """Σ_f w_jf pre_index(j, f); XLA makes one loop of it, in which nothing gathered is stored."""
     w = w.reshape(*[1] * (pre.ndim - 1), *w.shape)
     return (pre[..., indices] * w).sum(-1)
+
+
+def _subsets(
+    rng: np.random.Generator, n: int, count: int, size: int
+) -> Int[np.ndarray, "{count} {size}"]:
+    """`count` sets of `size` different numbers from 0 to n - 1, each sorted."""
+    if 2 * size > n:
+        every = np.broadcast_to(np.arange(n), (count, n))
+        return np.sort(rng.permuted(every, axis=1)[:, :size], axis=1)
+    drawn = np.sort(rng.integers(n, size=(count, size)), axis=1)
+    while True:  # draw again what was drawn twice, until nothing was
+        twice = np.zeros(drawn.shape, bool)
+        twice[:, 1:] = drawn[:, 1:] == drawn[:, :-1]
+        if not twice.any():
+            return drawn
+        drawn[twice] = rng.integers(n, size=twice.sum())
+        drawn.sort(axis=1)
