@@ -148,6 +148,7 @@ class Options:
     scale_current: bool = False
     scale_readout: bool = False
     readout_bias: bool = False
+    autapses: bool = False
     terms: tuple[str, ...] = ("outputs", "spikes", "voltage")
     seed: int = 0
 
@@ -190,6 +191,7 @@ def make_case(cell: str, options: Options = Options()) -> Case:
         w_out=rng.normal(size=(o.n_rec, o.n_out)),
         readout_bias=rng.normal(size=o.n_out) if o.readout_bias else None,
         scale_readout=o.scale_readout,
+        autapses=o.autapses,
     )
     shape = (o.n_steps, o.batch)
     targets = {

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -65,6 +66,12 @@ def assert_states_close(actual, expected, tolerance):
     """Of all that is carried; the key is no number."""
     actual, expected = (state._replace(key=None) for state in (actual, expected))
     assert_trees_close(actual, expected, tolerance)
+
+
+def filtered(state):
+    """ē of all synapses."""
+    (layer,) = state.progress.traces.layers
+    return [port.filtered for ports in layer.synapses.values() for port in ports]
 
 
 def bits(tree):
@@ -163,41 +170,42 @@ def test_chunks_go_on_where_the_last_ended():
     assert_states_close(state, whole, 1e-12)
     assert relative_error(whole.network.w_rec, case.network.w_rec) > 1e-3
     fresh, _ = learner.run(learner.init(1), at((case.inputs, case.targets), slice(8, T)))
-    assert relative_error(fresh.carry.synapses.filtered, whole.carry.synapses.filtered) > 0.01
+    assert relative_error(filtered(fresh)[0], filtered(whole)[0]) > 0.01
+
+
+ENDS = ((3, 8), (6,), ())
+"""The last steps of the examples that each stream has one after the other."""
+DONE = np.zeros((T, len(ENDS)), bool)
+for stream, last_steps in enumerate(ENDS):
+    DONE[list(last_steps), stream] = True
+
+
+def sum_over_examples(case):
+    """The gradient summed over the examples, each run from rest, by autodiff."""
+    total = jax.tree.map(jnp.zeros_like, case.network)
+    for b, ends in enumerate(ENDS):
+        bounds = [0, *(end + 1 for end in ends), T]
+        for begin, end in itertools.pairwise(bounds):
+            example = case._replace(
+                inputs=case.inputs[begin:end, b : b + 1],
+                targets={
+                    "outputs": case.targets["outputs"][begin:end, b : b + 1],
+                    "importance": case.targets["importance"][begin:end],
+                },
+            )
+            total = jax.tree.map(jnp.add, total, example.grad(AUTODIFF))
+    assert_alive(case.network, case.inputs, total)
+    return total
 
 
 class TestResets:
     """A batch whose examples end at different times, the next beginning where one ended."""
 
-    ENDS = ((3, 8), (6,), ())
-    """The last steps of the examples that each stream has one after the other."""
-
     @staticmethod
     @functools.cache
     def alone(cell, delays=(0, 0)):
-        """The gradient summed over the examples, each run from rest, by autodiff."""
         case = with_delays(make_case(cell, OPTIONS)._replace(loss=squared_error), *delays)
-        total = jax.tree.map(jnp.zeros_like, case.network)
-        for b, ends in enumerate(TestResets.ENDS):
-            bounds = [0, *(end + 1 for end in ends), T]
-            for begin, end in itertools.pairwise(bounds):
-                example = case._replace(
-                    inputs=case.inputs[begin:end, b : b + 1],
-                    targets={
-                        "outputs": case.targets["outputs"][begin:end, b : b + 1],
-                        "importance": case.targets["importance"][begin:end],
-                    },
-                )
-                total = jax.tree.map(jnp.add, total, example.grad(AUTODIFF))
-        assert_alive(case.network, case.inputs, total)
-        return case, total
-
-    @property
-    def done(self):
-        done = np.zeros((T, len(self.ENDS)), bool)
-        for b, ends in enumerate(self.ENDS):
-            done[list(ends), b] = True
-        return done
+        return case, sum_over_examples(case)
 
     def gradient(self, case, window, done):
         learner = eprop.OnlineLearner(
@@ -212,28 +220,28 @@ class TestResets:
     )
     def test_as_if_each_had_run_alone(self, cell, window):
         case, expected = self.alone(cell)
-        actual = self.gradient(case, window, self.done)
+        actual = self.gradient(case, window, DONE)
         assert_trees_close(actual, expected, 1e-10, "gradient of ")
 
     @pytest.mark.parametrize("window", [1, 4])
     def test_what_is_under_way_is_lost(self, window):
         """With delays of some steps, spikes that an example sent reach no other."""
         case, expected = self.alone("ALIF", delays=(2, 1))
-        actual = self.gradient(case, window, self.done)
+        actual = self.gradient(case, window, DONE)
         assert_trees_close(actual, expected, 1e-10, "gradient of ")
         assert relative_error(self.alone("ALIF")[1].w_rec, expected.w_rec) > 0.01
 
     def test_steps(self):
         case, expected = self.alone("ALIF")
         learner = eprop.OnlineLearner(case.network, case.loss, eprop.EProp(), KEEP, update_every=T)
-        state, _ = stepwise(learner, learner.init(3), case.inputs, case.targets, self.done)
+        state, _ = stepwise(learner, learner.init(3), case.inputs, case.targets, DONE)
         assert_trees_close(state.optimizer, expected, 1e-10, "gradient of ")
 
     @pytest.mark.parametrize("window", [1, 4, None])
     def test_they_matter(self, window):
         """Negative control: without them, or one step off, the gradient is another."""
         case, expected = self.alone("ALIF")
-        for done in (None, np.zeros_like(self.done), np.roll(self.done, 1, axis=0)):
+        for done in (None, np.zeros_like(DONE), np.roll(DONE, 1, axis=0)):
             actual = self.gradient(case, window, done)
             assert relative_error(actual.w_rec, expected.w_rec) > 0.01
 
@@ -243,9 +251,87 @@ class TestResets:
         rest, done = learner.init(2), np.zeros((T, 2), bool)
         done[-1, 0] = True
         state, _ = learner.run(rest, (case.inputs, case.targets, done))
-        for now, fresh in zip(*map(jax.tree.leaves, (state.carry, rest.carry)), strict=True):
-            np.testing.assert_array_equal(now[0], fresh[0])
-        assert not np.array_equal(state.carry.synapses.filtered[1], rest.carry.synapses.filtered[1])
+        after, fresh = (jax.tree.leaves(x.progress) for x in (state, rest))
+        for now, at_rest in zip(after, fresh, strict=True):
+            np.testing.assert_array_equal(now[0], at_rest[0])
+        assert not np.array_equal(filtered(state)[0][1], filtered(rest)[0][1])
+
+
+class DecayingState(NamedTuple):
+    v: Any
+
+
+class Decaying(eprop.AbstractCell):
+    """A cell of one's own, whose constant is as it comes."""
+
+    n: int = eqx.field(static=True)
+    decay: Any
+    dt: ClassVar[float] = 1.0
+
+    def init(self, batch):
+        return DecayingState(jnp.zeros((batch, self.n)))
+
+    def step(self, state, current, z_tm1):
+        decay = jnp.broadcast_to(self.decay, state.v.shape)
+        return DecayingState(decay * state.v + current - 0.6 * z_tm1)
+
+    def output(self, state):
+        return eprop.Triangular().spike((state.v - 0.6) / 0.6)
+
+
+class DecayingByNumber(Decaying):
+    decay: float = eqx.field(static=True)
+
+
+DECAYING = {
+    "number": DecayingByNumber(6, 0.9),
+    "array for all": Decaying(6, jnp.asarray(0.9)),
+    "array for each": Decaying(6, jnp.full(6, 0.9)),
+    "array of NumPy": Decaying(6, np.full(6, 0.9)),
+}
+
+
+class TestConstantsOfACell:
+    """The same number in any form: as a field that is traced it must not be taken for another."""
+
+    @staticmethod
+    @functools.cache
+    def case(name):
+        made = make_case("LIF", OPTIONS)._replace(loss=squared_error)
+        network = eqx.tree_at(lambda net: net.cell, made.network, DECAYING[name])
+        return made._replace(network=network)
+
+    @staticmethod
+    @functools.cache
+    def expected(name):
+        return sum_over_examples(TestConstantsOfACell.case(name))
+
+    def learner(self, name, window):
+        case = self.case(name)
+        rule = eprop.EProp(window=window)
+        return eprop.OnlineLearner(case.network, case.loss, rule, KEEP, update_every=T)
+
+    @pytest.mark.parametrize("window", [1, 4])
+    @pytest.mark.parametrize("name", DECAYING)
+    def test_run(self, name, window):
+        case, learner = self.case(name), self.learner(name, window)
+        state, _ = learner.run(learner.init(3), (case.inputs, case.targets, DONE))
+        assert_trees_close(state.optimizer, self.expected(name), 1e-10, "gradient of ")
+
+    @pytest.mark.parametrize("name", DECAYING)
+    def test_steps(self, name):
+        case, learner = self.case(name), self.learner(name, None)
+        state, _ = stepwise(learner, learner.init(3), case.inputs, case.targets, DONE)
+        assert_trees_close(state.optimizer, self.expected(name), 1e-10, "gradient of ")
+
+    def test_arrays_are_trained_and_numbers_are_not(self):
+        assert not jax.tree.leaves(self.expected("number").cell)
+        gradients = [self.expected(name).cell.decay for name in list(DECAYING)[1:]]
+        assert [x.shape for x in gradients] == [(), (6,), (6,)]
+        assert all(np.abs(x).max() > 1e-2 for x in gradients)
+        assert_close(gradients[1].sum(), gradients[0], 1e-12, "decay")
+        for name in DECAYING:
+            assert_close(self.expected(name).w_rec, self.expected("number").w_rec, 1e-12, name)
 
 
 class TestMasks:
@@ -280,20 +366,24 @@ class TestInfo:
     @pytest.mark.parametrize("cell", ["ALIF", "LIF"])
     def test_says_what_happened(self, cell):
         """LIF neurons of one time constant share their traces; the norm counts each."""
-        case = make_case(cell, Options(n_steps=T, terms=("outputs",), heterogeneous=cell == "ALIF"))
+        options = Options(
+            n_steps=T, terms=("outputs",), heterogeneous=cell == "ALIF", autapses=True
+        )
+        case = make_case(cell, options)
         learner = eprop.OnlineLearner(case.network, case.loss, eprop.EProp(), KEEP, update_every=T)
-        state, info = learner.run(learner.init(3), (case.inputs, case.targets))
+        _, info = learner.run(learner.init(3), (case.inputs, case.targets))
         trajectory = case.network(case.inputs)
         assert trajectory.spikes.any()
         assert_close(info.outputs, trajectory.outputs, 1e-12, "outputs")
         signals = eprop.learning_signals(case.network, case.inputs, case.targets, case.loss)
         assert_close(info.learning_signals, signals.readout, 1e-12, "learning signals")
         assert_close(info.rates, 1000 * trajectory.spikes.mean((0, 1)), 1e-12, "rates")
-        n_rec = case.network.cell.n
-        for norm, vector in zip(info.trace_norms, state.carry.synapses.vectors, strict=True):
-            each = np.broadcast_to(vector, (*vector.shape[:2], n_rec))
-            assert_close(norm, np.linalg.norm(each), 1e-12, "norm")
+        traces = eprop.eligibility_traces(case.network, case.inputs)
+        at_end = [jax.tree.leaves(at(x.vectors, -1)) for x in (traces.w_in, traces.w_rec)]
+        for norm, *vectors in zip(info.trace_norms, *at_end, strict=True):
+            each = np.concatenate([np.ravel(x) for x in vectors])
             assert norm > 0.1
+            assert_close(norm, np.linalg.norm(each), 1e-12, "norm")
 
 
 class TestPure:
@@ -312,7 +402,7 @@ class TestPure:
         state, _ = learner.run(learner.init(3), chunk)
         state, _ = stepwise(learner, state, *at(chunk, slice(1)))
         seen = list(calls)
-        assert set(seen) == {1, 4}
+        assert set(seen) == {1, 2, 4}  # the halves of a window: whether it is a sum over time
         state, _ = stepwise(learner, state, *at(chunk, slice(1, T)))
         for _ in range(3):
             state, _ = learner.run(state, chunk)
@@ -337,7 +427,7 @@ class TestPure:
                 network, squared_error, eprop.EProp(window=2), optax.sgd(1e-3), update_every=4
             )
             state, _ = learner.run(learner.init(3, key), (case.inputs, case.targets))
-            return state.network.w_in, state.carry.synapses.filtered
+            return state.network.w_in, filtered(state)
 
         keys = jax.random.split(jax.random.key(0), 2)
         together = jax.vmap(learned)(keys)
