@@ -11,7 +11,8 @@ import pytest
 
 import eprop
 from eprop import checkpoints
-from tests.cases import Options, TrainableLIF, make_case
+from tests.cases import Options, make_case
+from tests.comparison import assert_close
 from tests.errors import assert_raises, check
 
 pytestmark = pytest.mark.usefixtures("compile_quickly", "as_a_user_has_it")
@@ -79,17 +80,6 @@ BAD_LEARNERS = {
         ValueError,
         ["update_every = 4", "windows of 3", "divides it"],
     ),
-    "trainable cell": (
-        {
-            "network": eqx.tree_at(
-                lambda net: net.cell,
-                CASE.network,
-                TrainableLIF(v_th=jnp.full(6, 0.6), v_start=jnp.zeros(6), n=6),
-            )
-        },
-        ValueError,
-        ["cell.v_th", "leave it out of `trainable`"],
-    ),
 }
 
 
@@ -143,6 +133,40 @@ def test_bad_chunk(given, error, parts):
     assert bits(state) == before
 
 
+class TestLossesThatAreNoSum:
+    """A mean over the steps at hand would weigh each window by its length."""
+
+    @staticmethod
+    def mean(trajectory, targets):
+        return jnp.square(trajectory.outputs - targets).mean()
+
+    def learner(self, window, update_every=4):
+        rule, optimizer = eprop.EProp(window=window), optax.sgd(1e-3)
+        return eprop.OnlineLearner(
+            CASE.network, self.mean, rule, optimizer, update_every=update_every
+        )
+
+    @pytest.mark.parametrize("window", [2, 4, None])
+    def test_are_refused(self, window):
+        learner = self.learner(window)
+        state = learner.init(BATCH)
+        before = bits(state)
+        parts = ["no sum over time", f"on {window or 4} steps", "jnp.sum", "RatePenalty"]
+        assert_raises(lambda: learner.run(state, (INPUTS, TARGETS)), ValueError, parts)
+        assert bits(state) == before
+
+    @pytest.mark.parametrize(("window", "update_every"), [(1, 4), (None, 1)])
+    def test_are_taken_step_by_step(self, window, update_every):
+        """Where each call is of one step there is nothing to weigh."""
+        learner = self.learner(window, update_every)
+        by_run, _ = learner.run(learner.init(BATCH), (INPUTS[:4], TARGETS[:4]))
+        state = learner.init(BATCH)
+        for x, target in zip(INPUTS[:4], TARGETS[:4], strict=True):
+            state, _ = learner.step(state, x, target)
+        assert_close(by_run.network.w_in, state.network.w_in, 1e-12)
+        assert np.abs(state.network.w_in - CASE.network.w_in).max() > 1e-6
+
+
 def test_a_good_chunk_follows():
     learner, state = learning()
     assert_raises(lambda: learner.run(state, (INPUTS, NAN_OUT)), FloatingPointError, ["loss"])
@@ -173,7 +197,7 @@ BAD_STATES = {
     "size": (
         lambda: learner_of(other_network(6, n_in=4)).init(BATCH),
         ValueError,
-        ["another network", "network.w_in", "(4, 6)", "(3, 6)"],
+        ["another network", "network.layers[0].below.weights", "(4, 6)", "(3, 6)"],
     ),
     "cell": (
         lambda: learner_of(other_cells()).init(BATCH),
@@ -222,7 +246,7 @@ def test_checkpoint_of_another_network(tmp_path):
     assert_raises(
         lambda: checkpoints.load(tmp_path / "state", other),
         checkpoints.CheckpointError,
-        ["another state", "network.w_in of shape (3, 6)", "(3, 5)"],
+        ["another state", "n = 6 there, 5 here", "below.weights of shape (3, 6)", "(3, 5)"],
     )
 
 
@@ -235,7 +259,7 @@ class TestNotFinite:
         learner = learner_of(optimizer=schedule)
         state = learner.init(BATCH)
         before = bits(state)
-        parts = ["network.w_in", "infinite after step 8", "as it was"]
+        parts = ["network.layers.0.below.weights", "infinite after step 8", "as it was"]
         first = INPUTS[:8], TARGETS[:8]
         assert_raises(functools.partial(learner.run, state, first), FloatingPointError, parts)
         assert bits(state) == before
@@ -255,7 +279,8 @@ class TestNotFinite:
         def at_its_edge(trajectory, targets):
             return jnp.sqrt(jnp.square(trajectory.outputs - trajectory.outputs)).sum()
 
-        for update_every, name in ((1, "network.w_in"), (5, "gradients.synapses")):
+        names = {1: "network.layers.0.below.weights", 5: "gradients.layers.0.weights"}
+        for update_every, name in names.items():
             learner = eprop.OnlineLearner(
                 CASE.network,
                 at_its_edge,
