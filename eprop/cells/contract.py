@@ -11,14 +11,16 @@ import numpy as np
 from .abstract import AbstractCell, hidden_variables
 
 BATCH = 2
+SHIFTS = (1.0, -1.0, 10.0, -10.0)
 
 
 def check_cell(cell: AbstractCell) -> None:
     """Runs a step of the cell on random numbers.
 
-    Raises `ValueError` for a cell whose own arrays hold NaN or infinity; whose state is of another
-    shape than `[batch, n]`; that mixes neurons or examples, for which e-prop's traces would be
-    wrong; and for one that says `spiking = True` but sends something else than 0 and 1.
+    Raises `ValueError` for a cell whose own arrays hold NaN or infinity; whose state or output is
+    of another shape than `[batch, n]`, or has no hidden variable; whose step changes shapes or
+    dtypes; that mixes neurons or examples, for which e-prop's traces would be wrong; and for one
+    that says `spiking = True` but sends something else than 0 and 1.
     """
     arrays, rest = eqx.partition(cell, eqx.is_array)
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arrays)):
@@ -37,6 +39,12 @@ def check_cell(cell: AbstractCell) -> None:
                     f"{name}.init({BATCH}) has an array of shape {jnp.shape(leaf)}: every array of "
                     f"a state must be [batch, n] = {(BATCH, cell.n)}"
                 )
+        if not hidden_variables(start):
+            raise ValueError(
+                f"{name}.init({BATCH}) has no floating-point array: a neuron needs at least one "
+                f"hidden variable, such as its membrane potential"
+            )
+        _check_shapes(cell, start)
         outputs, mixed = _probe(rest, arrays)
     if mixed:
         raise ValueError(
@@ -53,10 +61,33 @@ def check_cell(cell: AbstractCell) -> None:
         )
 
 
+def _check_shapes(cell: AbstractCell, start: Any) -> None:
+    """`ValueError` unless a step keeps all shapes and dtypes, and the output has them too."""
+    name, hidden = type(cell).__name__, hidden_variables(start)[0]
+    currents = (BATCH, cell.n) if cell.n_currents == 1 else (cell.n_currents, BATCH, cell.n)
+    current = jax.ShapeDtypeStruct(currents, hidden.dtype)
+    z_tm1 = jax.ShapeDtypeStruct((BATCH, cell.n), hidden.dtype)
+    after, output = jax.eval_shape(
+        lambda *args: (cell.step(*args), cell.output(args[0])), start, current, z_tm1
+    )
+    if jax.tree.structure(after) != jax.tree.structure(start):
+        raise ValueError(
+            f"{name}.step returns {jax.tree.structure(after)}, but init {jax.tree.structure(start)}"
+        )
+    leaves = zip(jax.tree.leaves(after), jax.tree.leaves(start), strict=True)
+    pairs = [("step", "init", *pair) for pair in leaves]
+    for method, other, x, y in [*pairs, ("output", "init, for a hidden variable", output, hidden)]:
+        if (x.shape, x.dtype) != (y.shape, y.dtype):
+            raise ValueError(
+                f"{name}.{method} returns an array of shape {x.shape} and dtype {x.dtype}, but "
+                f"{y.shape} and {y.dtype} are needed, as from {other}"
+            )
+
+
 def _probe(rest: Any, arrays: Any) -> tuple[np.ndarray, bool]:
     """Outputs `[run, batch, n]` of one step, and whether entries depend on one another.
 
-    Two runs differ in what a random half of the entries start from and get, and in what the cell's
+    The runs differ in what a random half of the entries start from and get, and in what the cell's
     arrays say of a random half of the neurons. The other entries must come out the same.
     """
     cell = eqx.combine(arrays, rest)
@@ -76,9 +107,10 @@ def _probe(rest: Any, arrays: Any) -> tuple[np.ndarray, bool]:
         factors = np.where(neurons, rng.uniform(0.8, 1.25, array.shape), 1.0)
         return np.asarray(array) * factors.astype(array.dtype)
 
-    def moved(x):
+    def shifted(x, where, shift):
+        """`x` with random numbers added, all of the sign and about the size of `shift`."""
         x = np.asarray(x)
-        return np.where(entries, x + random(x.shape).astype(x.dtype), x) if x.dtype == dtype else x
+        return np.where(where, x + shift * np.abs(random(x.shape)), x) if x.dtype == dtype else x
 
     @jax.jit
     def run(arrays, state, current, z_tm1):
@@ -87,13 +119,18 @@ def _probe(rest: Any, arrays: Any) -> tuple[np.ndarray, bool]:
         return cell.output(state), state
 
     shape = (BATCH, n)
+    # Not at rest, where much is multiplied by zero.
+    state = jax.tree.map(lambda x: shifted(x, True, dtype.type(1)), start)
     current = random(shape if cell.n_currents == 1 else (cell.n_currents, *shape))
     z_tm1 = rng.integers(0, 2, shape).astype(dtype)
-    other = (np.where(entries, random(current.shape), current), np.where(entries, 1 - z_tm1, z_tm1))
-    first = run(arrays, jax.tree.map(np.asarray, start), current, z_tm1)
-    second = run(jax.tree.map(changed, arrays), jax.tree.map(moved, start), *other)
+    runs = [run(arrays, state, current, z_tm1)]
+    for shift in (dtype.type(x) for x in SHIFTS):
+        other = jax.tree.map(lambda x: shifted(x, entries, shift), (state, current))  # noqa: B023
+        z = np.where(entries, 1 - z_tm1, z_tm1)
+        runs.append(run(jax.tree.map(changed, arrays), *other, z))
     mixed = any(
         not np.array_equal(np.asarray(x)[~entries], np.asarray(y)[~entries], equal_nan=True)
-        for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+        for other in runs[1:]
+        for x, y in zip(jax.tree.leaves(runs[0]), jax.tree.leaves(other), strict=True)
     )
-    return np.stack([np.asarray(first[0]), np.asarray(second[0])]), mixed
+    return np.stack([np.asarray(outputs) for outputs, _ in runs]), mixed
