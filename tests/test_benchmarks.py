@@ -20,6 +20,7 @@ from experiments.benchmarks import (
     online_steps,
     peers,
     scaling,
+    sparse_layer,
     spike_storage,
     stream_memory,
 )
@@ -464,6 +465,42 @@ class TestScaling:
         text = help_of("benchmarks.scaling")
         assert "in turn" in text
         assert_options(text, scaling.Config)
+
+
+class TestSparseLayer:
+    @staticmethod
+    def run(tmp_path, n_steps):
+        options = ["--n", "60", "--fan-in", "10", "--n-in", "20", "--rounds", "1", "--run", "a"]
+        options += ["--n-steps", str(n_steps), "--results", str(tmp_path)]
+        status = sparse_layer.main(options)
+        return status, json.loads((tmp_path / "a" / "metrics.json").read_text())
+
+    def test_runs(self, tmp_path, capsys):
+        status, metrics = self.run(tmp_path, n_steps=100)
+        assert status == 0 and metrics["jax"] == jax.__version__
+        assert list(metrics["programs"]) == ["forward", "gradient"]
+        for row in metrics["programs"].values():
+            assert row["seconds"] > 0 and row["memory_bytes"] > 0
+        assert metrics["weights_bytes"] == 4 * 60 * (10 + 10)
+        assert metrics["dense_weights_bytes"] == 4 * 60 * (60 + 20)
+        assert metrics["peak_bytes"] > 2**26
+        said = capsys.readouterr().out
+        assert "60 neurons, fan-in 10, 100 steps" in said and "gradient / forward" in said
+
+    def test_fails_without_a_gradient(self, tmp_path):
+        """In one step no recurrent spike arrives."""
+        status, metrics = self.run(tmp_path, n_steps=1)
+        assert status == 1 and metrics["gradient_nonzero"] == 0 < metrics["spiking"]
+
+    def test_network_is_sparse(self):
+        network, inputs, _ = sparse_layer.make(sparse_layer.Config(n=60, fan_in=10, n_in=20))
+        assert network.w_rec.shape == network.w_in.shape == (60, 10)
+        assert inputs.shape == (1000, 1, 20) and 0.01 < inputs.mean() < 0.03
+
+    def test_help(self):
+        text = help_of("benchmarks.sparse_layer")
+        assert "20 Hz" in text
+        assert_options(text, sparse_layer.Config)
 
 
 class TestPeers:
