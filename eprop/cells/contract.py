@@ -87,21 +87,25 @@ def _check_shapes(cell: AbstractCell, start: Any) -> None:
 def _probe(rest: Any, arrays: Any) -> tuple[np.ndarray, bool]:
     """Outputs `[run, batch, n]` of one step, and whether entries depend on one another.
 
-    The runs differ in what a random half of the entries start from and get, and in what the cell's
-    arrays say of a random half of the neurons. The other entries must come out the same.
+    Each run differs from the first in what some entries start from and get, and in what the cell's
+    arrays say of some neurons, about half of them. The other entries must come out the same.
     """
     cell = eqx.combine(arrays, rest)
     n, rng = cell.n, np.random.default_rng(0)
-    neurons = rng.permutation(n) < n // 2  # whose numbers in the cell's arrays change
-    entries = (rng.random((BATCH, n)) < 0.5) | neurons
-    entries[:, np.flatnonzero(~neurons)[0]] = [False, True]  # one example of it, not the other
     start = cell.init(BATCH)
     dtype = hidden_variables(start)[0].dtype
 
     def random(shape):
         return np.asarray(rng.normal(size=shape) * 10 ** rng.uniform(-1, 1, size=shape), dtype)
 
-    def changed(array):
+    def some():
+        """The neurons whose numbers in the cell's arrays change, and the entries that do."""
+        neurons = rng.permutation(n) < n // 2
+        entries = (rng.random((BATCH, n)) < 0.5) | neurons
+        entries[:, np.flatnonzero(~neurons)[0]] = [False, True]  # one example of it, not the other
+        return neurons, entries
+
+    def changed(array, neurons):
         if not (eqx.is_inexact_array(array) and np.ndim(array) and np.shape(array)[-1] == n):
             return array
         factors = np.where(neurons, rng.uniform(0.8, 1.25, array.shape), 1.0)
@@ -123,14 +127,15 @@ def _probe(rest: Any, arrays: Any) -> tuple[np.ndarray, bool]:
     state = jax.tree.map(lambda x: shifted(x, True, dtype.type(1)), start)
     current = random(shape if cell.n_currents == 1 else (cell.n_currents, *shape))
     z_tm1 = rng.integers(0, 2, shape).astype(dtype)
-    runs = [run(arrays, state, current, z_tm1)]
-    for shift in (dtype.type(x) for x in SHIFTS):
-        other = jax.tree.map(lambda x: shifted(x, entries, shift), (state, current))  # noqa: B023
-        z = np.where(entries, 1 - z_tm1, z_tm1)
-        runs.append(run(jax.tree.map(changed, arrays), *other, z))
-    mixed = any(
-        not np.array_equal(np.asarray(x)[~entries], np.asarray(y)[~entries], equal_nan=True)
-        for other in runs[1:]
-        for x, y in zip(jax.tree.leaves(runs[0]), jax.tree.leaves(other), strict=True)
-    )
+    first = run(arrays, state, current, z_tm1)
+    runs, mixed = [first], False
+    for shift in 2 * SHIFTS:
+        neurons, entries = some()
+        other = jax.tree.map(lambda x: changed(x, neurons), arrays)  # noqa: B023
+        moved = jax.tree.map(lambda x: shifted(x, entries, dtype.type(shift)), (state, current))  # noqa: B023
+        runs.append(run(other, *moved, np.where(entries, 1 - z_tm1, z_tm1)))
+        mixed = mixed or any(
+            not np.array_equal(np.asarray(x)[~entries], np.asarray(y)[~entries], equal_nan=True)
+            for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(runs[-1]), strict=True)
+        )
     return np.stack([np.asarray(outputs) for outputs, _ in runs]), mixed
