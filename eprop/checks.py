@@ -195,6 +195,19 @@ def instance(name: str, value: Any, kind: type, examples: str) -> Any:
     return value
 
 
+def function(name: str, value: Any, examples: str) -> None:
+    """`TypeError` unless `value` can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} = {repr(value)[:80]} is no function: write {examples}")
+
+
+def native(x: Any) -> Any:
+    """`x`, if it is an array of NumPy in this machine's order of bytes."""
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        return x.astype(x.dtype.newbyteorder("="))
+    return x
+
+
 def same_length(targets: Any, n_steps: int, window: int) -> None:
     """`ValueError` unless every leaf of `targets` has a leading time axis of `n_steps`."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(targets):

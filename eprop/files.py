@@ -78,7 +78,8 @@ def _plain(x: Any) -> Any:
     if words is not None:
         return words
     if callable(x):
-        return [": ".join(filter(None, field)) for field in structure.describe(x)]
+        (name, *inside) = structure.describe(x)
+        return [name.value, *map(": ".join, inside)] if inside else name.value
     return re.sub(r" at 0x[0-9a-f]+", "", str(x))
 
 
@@ -122,13 +123,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [_row(path, i, line) for i, line in enumerate(_whole_lines(path), start=1)]
 
 
+def first_rows(path: Path, count: int) -> list[dict[str, Any]]:
+    """The first `count` rows of a file of JSON lines, or fewer if there are not as many."""
+    return [_row(path, i, line) for i, line in enumerate(_whole_lines(path)[:count], start=1)]
+
+
 def keep_rows(path: Path, count: int) -> list[dict[str, Any]]:
     """The first `count` rows of a file of JSON lines; whatever comes after them is cut off."""
-    lines = _whole_lines(path)[:count]
-    rows = [_row(path, i, line) for i, line in enumerate(lines, start=1)]
+    rows = first_rows(path, count)
     if len(rows) < count:
         raise ValueError(f"{path} has {len(rows)} whole rows, but {count} are needed")
-    size = sum(map(len, lines))
+    size = sum(map(len, _whole_lines(path)[:count]))
     if path.exists() and path.stat().st_size > size:
         os.truncate(path, size)
     return rows

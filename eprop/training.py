@@ -1,10 +1,8 @@
 """Training: one pure step after another, with evaluations, checkpoints and metrics on disk."""
 
-import itertools
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,17 +14,14 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 from tqdm import tqdm
 
-from . import checkpoints, checks, files
-from .network import Network
-from .rules import AbstractRule, Loss, apply_updates, value_and_grad
+from . import checkpoints, checks
+from .keeping import Identity, Keeper
+from .network import AbstractRule, Network
+from .rows import LARGEST, Row, broken_leaves, broken_numbers, merged, recorded
+from .rules import Loss, apply_updates, value_and_grad
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 """`step(state, batch) -> (state, info)`, a pure function."""
-Row = dict[str, Any]
-"""The metrics of one iteration: numbers by their name."""
-
-CHECKPOINT, METRICS = "checkpoint.eprop", "metrics.jsonl"
-"""The names of `fit`'s files in its folder."""
 
 
 class TrainState(NamedTuple):
@@ -46,6 +41,9 @@ def init_training(
     trainable: Any = eqx.is_inexact_array,
 ) -> TrainState:
     """The state before the first `training_step`, which takes the same `trainable`."""
+    checks.instance("network", network, Network, "Network(cell, ...)")
+    checks.instance("rule", rule, AbstractRule, "EProp() or BPTT()")
+    checks.instance("optimizer", optimizer, optax.GradientTransformation, "optax.adam(1e-3)")
     opt_state = optimizer.init(eqx.filter(network, trainable))
     return TrainState(network, rule, opt_state, jnp.zeros((), jnp.int32))
 
@@ -69,8 +67,18 @@ def training_step(
     The step takes a `TrainState` and a batch `(inputs, targets)`, the inputs
     `[time, batch, n_in]`. Its info is the loss, and the auxiliary output beside it.
     """
+    checks.function("loss", loss, "loss(trajectory, targets)")
+    checks.instance("optimizer", optimizer, optax.GradientTransformation, "optax.adam(1e-3)")
+    checks.switch("has_aux", has_aux)
 
     def step(state: TrainState, batch: tuple[Any, Any]) -> tuple[TrainState, Row]:
+        checks.instance("state", state, TrainState, "init_training(network, rule, optimizer)")
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            given = f" of {len(batch)}" if isinstance(batch, tuple | list | dict) else ""
+            raise TypeError(
+                f"a batch is a {type(batch).__name__}{given}, but training_step takes "
+                f"(inputs, targets): targets may be any pytree, such as a dictionary"
+            )
         inputs, targets = batch
         if key is None and any(layer.dropout is not None for layer in state.network.layers):
             raise ValueError(
@@ -91,7 +99,7 @@ def training_step(
             )
             network, rule = apply_updates(state.network, updates, state.rule)
         state = TrainState(network, rule, opt_state, state.iteration + 1)
-        return state, _merged({"loss": value}, aux)
+        return state, merged({"loss": value}, aux)
 
     return step
 
@@ -105,6 +113,7 @@ def fit(
     evaluate: Callable[[Any, int], Row] | None = None,
     evaluate_every: int = 100,
     stop: Callable[[Row], bool] | None = None,
+    keep_best: str | None = None,
     callbacks: Sequence[Callable[[int, Any, Row], Any]] = (),
     folder: Path | str | None = None,
     config: Any = None,
@@ -114,13 +123,14 @@ def fit(
     """Repeats `step`, and goes on from the last checkpoint if the folder has one.
 
     A run that is interrupted at any moment and called again with the same arguments ends
-    bit-identical to one that was not. The first iteration is number 1.
+    bit-identical to one that was not. The first iteration is number 1. After Ctrl-C the last whole
+    iteration is saved, and `KeyboardInterrupt` goes on.
 
     **Arguments:**
 
     - `step`: `step(state, batch) -> (state, info)`, a pure function, such as a `training_step`;
-      it is compiled. What changes in a state are arrays, which keep shape and dtype. The scalars
-      in `info`, any pytree, are recorded.
+      it is compiled. What changes in a state are arrays, which keep shape and dtype. The numbers
+      in `info`, any pytree, are recorded, and arrays of up to 1000 of them.
     - `state`: what training begins with: any pytree, such as from `init_training`.
     - `batches`: a function `iteration -> batch`; or an iterable, begun anew at each call: of a run
       that goes on, the batches already used are drawn and dropped.
@@ -128,10 +138,16 @@ def fit(
     - `evaluate`: `evaluate(state, iteration) -> numbers by name`, recorded too, and
       `evaluate_every` how many iterations.
     - `stop`: `stop(row) -> bool` ends training; asked after every `evaluate_every` iterations.
+    - `keep_best`: the name of a metric, such as "validation_error": of the states after every
+      `evaluate_every` iterations the one where it is lowest is returned in place of the last, and
+      saved as `best.eprop`, to be read by `eprop.checkpoints.load`.
     - `callbacks`: functions of `(iteration, state, row)`, called after each iteration, and again
       for those after the checkpoint that an interrupted run goes on from.
-    - `folder`: of the checkpoint and the metrics, `metrics.jsonl`; `None` keeps neither.
+    - `folder`: of the checkpoint and the metrics, `metrics.jsonl`; `None` keeps neither. It is for
+      one run at a time.
     - `config`: what the run is of, stored in the checkpoint: a dataclass, or what JSON can hold.
+      Without it `step` is compared, as far as can be told, with what it closes over (an optimiser
+      and its numbers), and the shapes of the last batch, which is drawn again for that.
     - `save_every`: iterations between checkpoints; there is one at the end too.
     - `progress`: whether to show a progress bar.
 
@@ -140,123 +156,118 @@ def fit(
 
     Raises `FloatingPointError` where a metric or the state is not finite (infinity may stay where
     it was), before anything of it is saved; `eprop.checkpoints.CheckpointError` for a checkpoint
-    that is damaged or of another state; `ValueError` for one of another `config`.
+    that is damaged or of another state; `ValueError` for one of another `config`, step or batch,
+    and for rows that are not its own; `RuntimeError` for a folder that another run has in use.
+    Warns of what is not recorded, and of a run that was begun with other settings.
     """
+    checks.function("step", step, "training_step(loss, optimizer)")
     for name, value in {
         "iterations": iterations,
         "evaluate_every": evaluate_every,
         "save_every": save_every,
     }.items():
         checks.positive_int(name, value)
-    run = _Run(None if folder is None else Path(folder), files.as_json(config))
-    state, rows = run.resume(_strongly_typed(state))
+    if keep_best is not None and iterations < evaluate_every:
+        raise ValueError(
+            f"keep_best = {keep_best!r} is looked at after every evaluate_every = "
+            f"{evaluate_every} iterations, but there are only {iterations}"
+        )
+    settings = {
+        "evaluate": evaluate,
+        "evaluate_every": evaluate_every,
+        "stop": stop,
+        "keep_best": keep_best,
+    }
+    place = None if folder is None else Path(folder)
+    keeper = Keeper(place, Identity.of(config, step, settings), keep_best)
 
     def is_over() -> bool:
         if stop is None or not rows or len(rows) % evaluate_every != 0:
             return len(rows) >= iterations
         return len(rows) >= iterations or bool(stop(rows[-1]))
 
-    over = is_over()
-    if rows and progress:
-        text = "Finished before, at" if over else "Going on after"
-        tqdm.write(f"{text} iteration {len(rows)} in {folder}")
-    next_batch = _batches(batches, len(rows), iterations)
-    compiled = _compiled(step)
-    begun = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
-    with tqdm(total=iterations, initial=len(rows), disable=not progress, unit="it") as bar:
-        while not over:
-            iteration = len(rows) + 1
-            with run.noting(iteration):
-                batch = next_batch(iteration)
-                before = state
-                state, info = compiled(before, batch)
-                row = _merged({"iteration": iteration}, _scalars(info))
-            broken = _broken_numbers(row) + _broken_leaves(before, state)
-            if broken:
-                raise run.not_finite(iteration, broken, batch)
-            with run.noting(iteration):
-                if evaluate is not None and iteration % evaluate_every == 0:
-                    row = _merged(row, _scalars(evaluate(state, iteration)))
-                row = _merged(row, {"seconds": time.perf_counter() - begun})
-            if broken := _broken_numbers(row):
-                raise run.not_finite(iteration, broken, batch)
-            with run.noting(iteration):
-                rows.append(row)
-                run.append(row)
-                for callback in callbacks:
-                    callback(iteration, state, row)
-                over = is_over()
-                if over or iteration % save_every == 0:
-                    run.save(state, iteration)
-            counted = ("iteration", "seconds")  # which the bar counts itself
-            bar.set_postfix({k: x for k, x in row.items() if k not in counted}, refresh=False)
-            bar.update()
-    return state, rows
+    with keeper.in_use():
+        state, rows, changed = keeper.resume(_as_arrays(state))
+        over = is_over()
+        if rows:
+            _say_where(keeper, len(rows), over, changed, iterations, progress)
+        next_batch = _batches(batches, len(rows), iterations)
+        if not over and keeper.batch_before is not None:
+            keeper.check_batch(_native(next_batch(len(rows))))
+        if not over:
+            keeper.begin()
+        compiled, unrecorded = _compiled(step), set[str]()
 
-
-class _Run:
-    """What `fit` keeps in its folder."""
-
-    def __init__(self, folder: Path | None, config: Any):
-        self.folder, self.config = folder, config
-        self.saved = 0
-
-    def resume(self, state: Any) -> tuple[Any, list[Row]]:
-        """The state and the rows of the checkpoint; those of a beginning if there is none."""
-        if self.folder is None:
-            return state, []
-        path = self.folder / CHECKPOINT
-        if path.exists():
-            metadata = checkpoints.read_header(path)["metadata"]
-            changed = files.differences(metadata["config"], self.config)
-            if changed:
-                raise ValueError(
-                    f"{path} is of a run with another configuration ({changed}): give this one "
-                    f"a folder of its own, or remove that one"
+        def record(tree: Any) -> Row:
+            row, left_out = recorded(tree)
+            if new := [x for x in left_out if x not in unrecorded]:
+                unrecorded.update(new)
+                warnings.warn(
+                    f"not recorded: {', '.join(new)}. A row has numbers, and arrays of up to "
+                    f"{LARGEST} of them",
+                    stacklevel=3,
                 )
-            state, _ = checkpoints.load(path, state)
-            self.saved = metadata["iteration"]
-        return state, files.keep_rows(self.folder / METRICS, self.saved)
+            return row
 
-    def append(self, row: Row) -> None:
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            files.append_row(self.folder / METRICS, row)
-
-    def save(self, state: Any, iteration: int) -> None:
-        """The metrics first: a checkpoint is never without its rows."""
-        if self.folder is not None:
-            files.sync(self.folder / METRICS)
-            metadata = {"iteration": iteration, "config": self.config}
-            checkpoints.save(self.folder / CHECKPOINT, state, metadata)
-            self.saved = iteration
-
-    @property
-    def kept(self) -> str:
-        """What an error in an iteration leaves."""
-        if self.folder is None:
-            return "nothing is kept, since fit was given no folder"
-        if self.saved == 0:
-            return f"there is no checkpoint in {self.folder} yet"
-        return f"the checkpoint of iteration {self.saved} in {self.folder} is kept"
-
-    @contextmanager
-    def noting(self, iteration: int) -> Iterator[None]:
-        """Errors say when they happened, and what is kept."""
+        begun = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+        whole = (state, len(rows), None)
+        bar = tqdm(total=iterations, initial=len(rows), disable=not progress, unit="it")
         try:
-            yield
-        except Exception as error:
-            error.add_note(f"at iteration {iteration} of fit; {self.kept}")
-            raise
+            while not over:
+                iteration = len(rows) + 1
+                is_judged = iteration % evaluate_every == 0
+                with keeper.noting(iteration):
+                    batch = _native(next_batch(iteration))
+                    before = state
+                    state, info = compiled(before, batch)
+                    row = merged({"iteration": iteration}, record(info))
+                broken = broken_numbers(row) + broken_leaves(before, state)
+                if broken:
+                    raise keeper.not_finite(iteration, broken, batch)
+                with keeper.noting(iteration):
+                    if evaluate is not None and is_judged:
+                        row = merged(row, record(evaluate(state, iteration)))
+                    row = merged(row, {"seconds": time.perf_counter() - begun})
+                if broken := broken_numbers(row):
+                    raise keeper.not_finite(iteration, broken, batch)
+                with keeper.noting(iteration):
+                    rows.append(row)
+                    keeper.append(row)
+                    if is_judged:
+                        keeper.judge(row, state)
+                    for callback in callbacks:
+                        callback(iteration, state, row)
+                    over = is_over()
+                    whole = (state, iteration, batch)
+                    if over or iteration % save_every == 0:
+                        keeper.save(*whole)
+                counted = ("iteration", "seconds")  # which the bar counts itself
+                shown = {k: x for k, x in row.items() if not (k in counted or isinstance(x, list))}
+                bar.set_postfix(shown, refresh=False)
+                bar.update()
+        except KeyboardInterrupt:
+            raise keeper.interrupted(*whole) from None
+        finally:
+            bar.close()
+    return (state if keeper.best is None else keeper.best.state), rows
 
-    def not_finite(self, iteration: int, found: list[str], batch: Any) -> FloatingPointError:
-        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-        leaves = _inexact_leaves({"batch": batch})
-        fed = [name for name, leaf in leaves if not jnp.all(jnp.isfinite(leaf))]
-        cause = f"; it went in by {', '.join(fed)}" if fed else ""
-        return FloatingPointError(
-            f"iteration {iteration} gave NaN or infinity: {', '.join(found[:5])}{more}{cause}. "
-            f"It is not saved; {self.kept}"
+
+def _say_where(
+    keeper: Keeper, done: int, over: bool, changed: str, iterations: int, progress: bool
+) -> None:
+    """Where a run goes on, or that it doesn't, and what of its settings is not what it was."""
+    if progress:
+        text = "Finished before, at" if over else "Going on after"
+        tqdm.write(f"{text} iteration {done} in {keeper.folder}")
+    if done > iterations:
+        changed = ", ".join(
+            filter(None, [f"iterations = {done} there, {iterations} here", changed])
+        )
+    if over and changed:
+        warnings.warn(
+            f"the run in {keeper.folder} is finished, with other settings ({changed}): nothing is "
+            f"trained or evaluated anew. For a run with these settings give a folder of its own",
+            stacklevel=3,
         )
 
 
@@ -289,73 +300,36 @@ def _strongly_typed(state: Any) -> Any:
     )
 
 
+def _as_arrays(state: Any) -> Any:
+    """A state as a step returns it: without NumPy's arrays, whose dtype JAX may not have."""
+    state = jax.tree.map(
+        lambda x: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x, _native(state)
+    )
+    return _strongly_typed(state)
+
+
+def _native(tree: Any) -> Any:
+    """With NumPy's arrays in this machine's order of bytes: a compiled step takes all for such."""
+    return jax.tree.map(checks.native, tree)
+
+
 def _batches(
     batches: Iterable[Any] | Callable[[int], Any], done: int, iterations: int
 ) -> Callable[[int], Any]:
-    """The batch of each iteration, to be asked for in their order from `done` + 1 on."""
+    """The batch of each iteration, to be asked for in their order, from `done` or the next on."""
     if callable(batches):
         return batches
     if not isinstance(batches, Iterable):
         raise TypeError(f"batches = {batches!r} must be iterable, or a function of the iteration")
-    remaining = itertools.islice(batches, done, None)
+    remaining = enumerate(batches, start=1)
 
-    def following(iteration: int) -> Any:
-        for batch in remaining:
-            return batch
+    def following(wanted: int) -> Any:
+        for number, batch in remaining:
+            if number == wanted:
+                return batch
         raise ValueError(
-            f"batches ended before iteration {iteration} of {iterations}: repeat them, with "
+            f"batches ended before iteration {wanted} of {iterations}: repeat them, with "
             f"itertools.cycle(batches), or ask for fewer iterations"
         )
 
     return following
-
-
-def _scalars(tree: Any) -> Row:
-    """All real numbers and scalar arrays by their path."""
-    row = {}
-    for name, leaf in _named_leaves(tree):
-        if eqx.is_array(leaf) and leaf.ndim == 0 and not checkpoints.is_key(leaf):
-            leaf = leaf.item()
-        if isinstance(leaf, bool | int | float):
-            row[name] = leaf
-    return row
-
-
-def _merged(row: Row, more: Row) -> Row:
-    twice = sorted(row.keys() & more.keys())
-    if twice:
-        raise ValueError(f"{', '.join(twice)} would be recorded twice: give one another name")
-    return row | more
-
-
-def _broken_numbers(row: Row) -> list[str]:
-    return [f"{name} = {x}" for name, x in row.items() if not math.isfinite(x)]
-
-
-def _broken_leaves(before: Any, after: Any) -> list[str]:
-    """The leaves of a state that hold NaN, or infinity where there was none before."""
-    counts = np.asarray(_count_broken(before, after)).tolist()
-    return [
-        f"{name} ({count} of {leaf.size} entries)"
-        for (name, leaf), count in zip(_inexact_leaves(after), counts, strict=True)
-        if count
-    ]
-
-
-@eqx.filter_jit
-def _count_broken(before: Any, after: Any) -> Array:
-    """Entries of each leaf that are NaN, or infinity where there was none before."""
-    counts = [
-        jnp.sum(jnp.isnan(new) | (jnp.isinf(new) & ~jnp.isinf(old)))
-        for (_, old), (_, new) in zip(_inexact_leaves(before), _inexact_leaves(after), strict=True)
-    ]
-    return jnp.asarray(counts, jnp.result_type(int))
-
-
-def _inexact_leaves(tree: Any) -> list[tuple[str, Any]]:
-    return [(name, leaf) for name, leaf in _named_leaves(tree) if eqx.is_inexact_array(leaf)]
-
-
-def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="."), x) for path, x in leaves]

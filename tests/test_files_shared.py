@@ -165,6 +165,6 @@ class TestConfigurations:
         assert found.startswith("weights.0 = 0 there, 1 here, ") and found.endswith("and 95 more")
 
     def test_functions(self):
-        assert "adam there" in self.differ(Config(optax.adam), Config(optax.sgd))
+        assert "adam' there" in self.differ(Config(optax.adam), Config(optax.sgd))
         schedules = [optax.linear_schedule(1.0, end, 10) for end in (0.0, 0.5)]
         assert "end_value: 0" in self.differ(*map(Config, schedules))

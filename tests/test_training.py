@@ -102,10 +102,12 @@ class TestLoop:
         def evaluate(state, iteration):
             return {"error": state * 10, "at": iteration}
 
-        _, rows = fit(step=step, state=jnp.zeros(()), evaluate=evaluate, evaluate_every=4)
+        with pytest.warns(UserWarning, match=r"not recorded: more.note, key of shape \(\)\. A row"):
+            _, rows = fit(step=step, state=jnp.zeros(()), evaluate=evaluate, evaluate_every=4)
+        always = {"more.float": 0.5, "more.int": 3, "vector": [1, 1]}
         assert timeless(rows[3:5]) == [
-            {"iteration": 4, "loss": 3, "more.float": 0.5, "more.int": 3, "error": 40, "at": 4},
-            {"iteration": 5, "loss": 4, "more.float": 0.5, "more.int": 3},
+            {"iteration": 4, "loss": 3, **always, "error": 40, "at": 4},
+            {"iteration": 5, "loss": 4, **always},
         ]
         seconds = [row["seconds"] for row in rows]
         assert seconds == sorted(seconds) and seconds[0] > 0
@@ -206,7 +208,7 @@ class TestGoingOn:
         state, again = fit(
             tmp_path / "cut", batches=batches, callbacks=[lambda i, *_: seen.append(i)], **options
         )
-        assert seen == list(range((cut - (cut % 3 == 0)) // 3 * 3 + 1, 11))
+        assert seen == list(range(cut, 11))
         assert plain(state) == plain(whole) and timeless(again) == timeless(rows)
         assert files.read_rows(tmp_path / "cut/metrics.jsonl") == again
         written = [(tmp_path / name / "checkpoint.eprop").read_bytes() for name in ("whole", "cut")]
@@ -236,7 +238,8 @@ class TestGoingOn:
     def test_the_header_has_the_configuration(self, tmp_path):
         fit(tmp_path, config={"seed": 1}, iterations=4)
         header = checkpoints.read_header(tmp_path / "checkpoint.eprop")
-        assert header["metadata"] == {"iteration": 4, "config": {"seed": 1}}
+        assert header["metadata"]["iteration"] == 4
+        assert header["metadata"]["config"] == {"seed": 1}
 
 
 @pytest.fixture

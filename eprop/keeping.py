@@ -1,0 +1,257 @@
+"""What `fit` keeps in its folder: the last state, the best one, rows of metrics."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from . import checkpoints, files, structure
+from .checkpoints import CheckpointError
+from .rows import Row, inexact_leaves
+from .structure import Field
+
+CHECKPOINT, BEST, METRICS = "checkpoint.eprop", "best.eprop", "metrics.jsonl"
+"""The names of `fit`'s files in its folder."""
+NEXT_BEST = "next-best.eprop"
+"""That of the best state until there is a checkpoint that knows of it."""
+
+
+class Best(NamedTuple):
+    """A state, and the metric that it is best by."""
+
+    iteration: int
+    value: float
+    state: Any
+
+
+class Identity(NamedTuple):
+    """What a run is of, as JSON has it."""
+
+    config: Any
+    step: list[Field]
+    """Compared where there is no configuration."""
+    settings: list[Field]
+    """What may change, with a word."""
+
+    @staticmethod
+    def of(config: Any, step: Callable[..., Any], settings: dict[str, Any]) -> "Identity":
+        """`settings` are numbers, text and functions."""
+        of_step = structure.describe_function("step", step)
+        of_settings = [
+            field for item in settings.items() for field in structure.describe_function(*item)
+        ]
+        return Identity(files.as_json(config), of_step, of_settings)
+
+
+class Keeper:
+    """What `fit` keeps, in its folder if it has one."""
+
+    def __init__(self, folder: Path | None, identity: Identity, keep_best: str | None):
+        self.folder, self.identity, self.keep_best = folder, identity, keep_best
+        self.saved = 0
+        self.best: Best | None = None
+        self.best_is_saved = True
+        self.batch_before: list[str] | None = None
+        """What the last batch before the checkpoint was like, if that is to be compared."""
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """The folder is this run's alone."""
+        if self.folder is None:
+            yield
+        else:
+            with files.in_use(self.folder):
+                yield
+
+    def resume(self, state: Any) -> tuple[Any, list[Row], str]:
+        """The state and the rows of the checkpoint, and which of its settings are others now.
+
+        Those of a beginning if there is none.
+        """
+        if self.folder is None:
+            return state, [], ""
+        path, metrics = self.folder / CHECKPOINT, self.folder / METRICS
+        if not path.exists():
+            _check_rows(metrics, files.first_rows(metrics, 1), 0)
+            return state, [], ""
+        metadata = self._checked_metadata(path)
+        loaded, _ = checkpoints.load(path, state)
+        self.saved = metadata["iteration"]
+        rows = files.first_rows(metrics, self.saved)
+        _check_rows(metrics, rows, self.saved)
+        theirs = [Field(*x) for x in metadata["settings"]]
+        if self.keep_best is not None:
+            self._resume_best(dict(theirs).get("keep_best"), metadata["best"], state)
+        return loaded, rows, structure.first_difference(theirs, self.identity.settings)
+
+    def _checked_metadata(self, path: Path) -> dict[str, Any]:
+        metadata = checkpoints.read_header(path)["metadata"]
+        needed = {"iteration", "best", "batch", *Identity._fields}
+        if not isinstance(metadata, dict) or not needed <= set(metadata):
+            raise CheckpointError(
+                f"{path} is a checkpoint, but none of fit: give this run a folder of its own, or "
+                f"load that file by eprop.checkpoints.load"
+            )
+        what, changed = "configuration", files.differences(metadata["config"], self.identity.config)
+        if not changed and self.identity.config is None:
+            what, theirs = "step", [Field(*x) for x in metadata["step"]]
+            changed = structure.first_difference(theirs, self.identity.step)
+            self.batch_before = metadata["batch"]
+        if changed:
+            raise ValueError(
+                f"{path} is of a run with another {what} ({changed}): give this one a folder of "
+                f"its own, or remove that one"
+            )
+        return metadata
+
+    def _resume_best(self, kept: str | None, iteration: int | None, like: Any) -> None:
+        assert self.folder is not None
+        if kept != repr(self.keep_best):
+            raise ValueError(
+                f"the run in {self.folder} was begun with keep_best = {kept}, not "
+                f"{self.keep_best!r}, so its best state is gone: give this run a folder of its own"
+            )
+        if iteration is None:
+            return
+        if _iteration_of(self.folder / NEXT_BEST) == iteration:
+            os.replace(self.folder / NEXT_BEST, self.folder / BEST)
+        if _iteration_of(self.folder / BEST) != iteration:
+            raise CheckpointError(
+                f"{self.folder / BEST} is not the state of iteration {iteration}, the best one of "
+                f"this run: use a copy, or begin anew in another folder"
+            )
+        state, metadata = checkpoints.load(self.folder / BEST, like)
+        self.best = Best(iteration, metadata["value"], state)
+
+    def check_batch(self, batch: Any) -> None:
+        """`ValueError` unless the last batch before the checkpoint, drawn again, is like it."""
+        here = _described(batch)
+        if self.batch_before not in (None, here):
+            raise ValueError(
+                f"the batch of iteration {self.saved} was {', '.join(self.batch_before or [])} in "
+                f"the run in {self.folder}, but is {', '.join(here)} now: give this run a folder "
+                f"of its own"
+            )
+
+    def begin(self) -> None:
+        """Cuts off the rows of iterations that are repeated."""
+        if self.folder is not None:
+            files.keep_rows(self.folder / METRICS, self.saved)
+
+    def append(self, row: Row) -> None:
+        """A further row of metrics."""
+        if self.folder is not None:
+            files.append_row(self.folder / METRICS, row)
+
+    def judge(self, row: Row, state: Any) -> None:
+        """Keeps the state if it is the best so far."""
+        if self.keep_best is None:
+            return
+        value = row.get(self.keep_best)
+        if not isinstance(value, int | float):
+            found = "an array" if self.keep_best in row else "not recorded"
+            names = ", ".join(name for name, x in row.items() if not isinstance(x, list))
+            raise ValueError(f"keep_best = {self.keep_best!r} is {found}: write one of {names}")
+        if self.best is None or value < self.best.value:
+            self.best, self.best_is_saved = Best(row["iteration"], value, state), False
+
+    def save(self, state: Any, iteration: int, batch: Any) -> None:
+        """The metrics and the best state first: a checkpoint is never without them."""
+        if self.folder is None:
+            return
+        files.sync(self.folder / METRICS)
+        is_new = self.best is not None and not self.best_is_saved
+        if self.best is not None and is_new:
+            metadata = {"iteration": self.best.iteration, "value": self.best.value}
+            checkpoints.save(self.folder / NEXT_BEST, self.best.state, metadata)
+        metadata = {
+            "iteration": iteration,
+            "best": None if self.best is None else self.best.iteration,
+            "batch": _described(batch),
+            **self.identity._asdict(),
+        }
+        checkpoints.save(self.folder / CHECKPOINT, state, metadata)
+        if is_new:
+            os.replace(self.folder / NEXT_BEST, self.folder / BEST)
+        self.saved, self.best_is_saved = iteration, True
+
+    # What is said.
+
+    @property
+    def kept(self) -> str:
+        """What an error in an iteration leaves."""
+        if self.folder is None:
+            return "nothing is kept, since fit was given no folder"
+        if self.saved == 0:
+            return f"there is no checkpoint in {self.folder} yet"
+        return f"the checkpoint of iteration {self.saved} in {self.folder} is kept"
+
+    @contextmanager
+    def noting(self, iteration: int) -> Iterator[None]:
+        """Errors say when they happened, and what is kept."""
+        try:
+            yield
+        except Exception as error:
+            error.add_note(f"at iteration {iteration} of fit; {self.kept}")
+            raise
+
+    def not_finite(self, iteration: int, found: list[str], batch: Any) -> FloatingPointError:
+        """The error for an iteration that gave NaN or infinity."""
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        leaves = inexact_leaves({"batch": batch})
+        fed = [name for name, leaf in leaves if not jnp.all(jnp.isfinite(leaf))]
+        cause = f"; it went in by {', '.join(fed)}" if fed else ""
+        return FloatingPointError(
+            f"iteration {iteration} gave NaN or infinity: {', '.join(found[:5])}{more}{cause}. "
+            f"It is not saved; {self.kept}"
+        )
+
+    def interrupted(self, state: Any, iteration: int, batch: Any) -> KeyboardInterrupt:
+        """Saves the last whole iteration; the error that says so, where it is shown in one line."""
+        text = f"Interrupted after {iteration} iterations: {self.kept}."
+        if self.folder is not None and iteration > 0:
+            if iteration > self.saved:
+                self.save(state, iteration, batch)
+            text = (
+                f"Interrupted: iteration {iteration} is saved in {self.folder}, and the same call "
+                f"goes on from there."
+            )
+        error: Any = KeyboardInterrupt(text)
+        error._render_traceback_ = lambda: [text]  # what a notebook asks for
+        if sys.excepthook is sys.__excepthook__:
+            sys.excepthook = _show_interrupt_in_one_line
+        return error
+
+
+def _show_interrupt_in_one_line(kind: Any, error: BaseException, trace: Any) -> None:
+    if kind is KeyboardInterrupt and error.args:
+        print(error, file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def _iteration_of(path: Path) -> int | None:
+    if not path.exists():
+        return None
+    return (checkpoints.read_header(path)["metadata"] or {}).get("iteration")
+
+
+def _described(batch: Any) -> list[str]:
+    return [str(leaf) for leaf in checkpoints.describe(batch)]
+
+
+def _check_rows(path: Path, rows: list[Row], needed: int) -> None:
+    """`ValueError` unless rows are those of iterations 1, 2, 3, ..."""
+    if len(rows) < needed:
+        raise ValueError(f"{path} has {len(rows)} whole rows, but {needed} are needed")
+    for number, row in enumerate(rows, start=1):
+        if row.get("iteration") != number or not isinstance(row.get("seconds"), int | float):
+            raise ValueError(
+                f"row {number} of {path} is not of iteration {number} of fit, but {row!r:.100}: "
+                f"the file is of something else, of two runs, or damaged. Give this run a folder "
+                f"of its own"
+            )
