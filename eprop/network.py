@@ -16,7 +16,7 @@ from .layer import Layer
 from .readout import Readout
 from .record import run_layer
 from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, only
-from .weights import Initializer
+from .weights import Initializer, random_key
 
 Kept = tuple[Array | None, ...] | None
 """For each layer what dropout leaves of what it receives, booleans `[time, batch, n_in]`; `None`
@@ -222,7 +222,7 @@ class Network(eqx.Module):
         Raises `ValueError` or `TypeError` for inputs or weights that don't fit.
         """
         network, inputs = self.checked(inputs)
-        kept = None if key is None else network.draw_dropout(key, inputs.shape)
+        kept = None if key is None else network.draw_dropout(random_key(key), inputs.shape)
         return rule.run(network, None, inputs, kept)[1]
 
     def run(

@@ -215,9 +215,11 @@ class OnlineLearner(eqx.Module):
 
         Neurons go on, so that the stream can be followed; weights, traces and all else stay as
         they are. To look ahead only, drop the state that is returned.
+
+        Raises `ValueError` or `TypeError` for a state or inputs that don't fit.
         """
-        checks.instance("state", state, LearnerState, "learner.init(batch)")
-        network_state, trajectory = _predict(state.network, state.progress.network, inputs)
+        checked, (inputs, _, _) = self._checked(state, (inputs, None, None))
+        network_state, trajectory = _predict(checked.network, state.progress.network, inputs)
         progress = state.progress._replace(network=network_state)
         return state._replace(progress=progress), trajectory
 

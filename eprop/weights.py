@@ -30,18 +30,18 @@ class KeyOf(NamedTuple):
                     f"{name} is drawn by an initializer, which needs a random key: "
                     f"write key=jax.random.key(0)"
                 )
-            if not _is_random_key(self.key):
-                raise TypeError(f"key = {self.key!r} must be a random key: write jax.random.key(0)")
-            return jax.random.fold_in(self.key, index)
+            return jax.random.fold_in(random_key(self.key), index)
 
         return key
 
 
-def _is_random_key(key: Any) -> bool:
-    if not isinstance(key, jax.Array):
-        return False
-    legacy = key.dtype == jnp.uint32 and key.shape == (2,)
-    return legacy or bool(jnp.issubdtype(key.dtype, jax.dtypes.prng_key))
+def random_key(key: Any) -> PRNGKeyArray:
+    """`key` itself; `TypeError` unless it is a random key, new or old."""
+    if isinstance(key, jax.Array):
+        legacy = key.dtype == jnp.uint32 and key.shape == (2,)
+        if legacy or jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            return key
+    raise TypeError(f"key = {key!r} must be a random key: write jax.random.key(0)")
 
 
 def weight(
