@@ -94,6 +94,23 @@ def not_negative(name: str, value: float) -> float:
     return float(np.asarray(checked))
 
 
+def positive(name: str, value: Any) -> Any:
+    """`value`; `ValueError` unless it is one positive, finite number. Not checked if traced."""
+    if isinstance(value, jax.core.Tracer):
+        return value
+    if np.ndim(value) != 0:
+        raise ValueError(f"{name} = {value!r} must be one number")
+    return parameter(name, value, 1, above=0)
+
+
+def fraction(name: str, value: Any) -> float:
+    """`value` as a float; `ValueError` unless it is one number of at least 0, and less than 1."""
+    checked = not_negative(name, value)
+    if checked >= 1:
+        raise ValueError(f"{name} = {value} must be at least 0 and less than 1")
+    return checked
+
+
 def switch(name: str, value: Any) -> bool:
     """`value` as a bool; `TypeError` for anything that only counts as true or false."""
     if not isinstance(value, bool | np.bool_):
@@ -106,6 +123,27 @@ def positive_int(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} = {value!r} must be a whole number of at least 1")
     return int(value)
+
+
+def array(name: str, value: Any) -> Array:
+    """`value` as an array of JAX; an error that says what it is if it is no array of numbers."""
+    try:
+        return jnp.asarray(native(value))
+    except (TypeError, ValueError) as error:
+        if isinstance(value, jax.Array | np.ndarray) and native(value).dtype.kind in "biufc":
+            raise
+        raise TypeError(
+            f"{name} = {repr(value)[:80]} is no array of numbers: give an array, or nested lists "
+            f"of one length"
+        ) from error
+
+
+def real_array(name: str, value: Any, dtype: Any) -> Array:
+    """`value`, real numbers, as an array of a floating-point dtype."""
+    given = array(name, value)
+    if jnp.issubdtype(given.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} have dtype {given.dtype}, but real numbers are needed")
+    return given.astype(dtype)
 
 
 def float_array(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: Any = None) -> Array:

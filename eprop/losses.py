@@ -4,16 +4,24 @@
         error = losses.mean_squared_error(trajectory.outputs, targets)
         return error + 300 * losses.firing_rate_penalty(trajectory.spikes, 10.0, dt=1.0)
 
+Steps with a mask of 0 don't count: outputs and targets may be anything there, NaN or a label that
+is no class, and neither value nor gradient sees them. Where no step counts at all there is no mean:
+an error, or under `jax.jit` 0 with a gradient of 0.
+
 Means over time are taken over the steps at hand. Where the loss sees a piece of a sequence at a
 time (`stream_value_and_grad`, `OnlineLearner`), give the whole sequence's number of steps as
 `n_steps`: the values of the pieces then add up to the mean over the sequence.
 """
 
+from typing import Any
+
 import jax
 import jax.core
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int
 
+from . import checks
 from .checks import Parameter
 
 
@@ -27,16 +35,18 @@ def mean_squared_error(
     """Mean over time, batch and readouts of (y - y*)².
 
     **Arguments:** `targets`: y*, of the outputs' shape `[time, batch, n_out]`; `mask`: `[time]`
-    or `[time, batch]`, the steps that count (all by default); `n_steps`: the number of steps that
-    the mean is over (those that count by default).
+    or `[time, batch]`, the steps that count, or their weights (all by default); `n_steps`: the
+    number of steps that the mean is over (those that count by default).
     """
-    targets = jnp.asarray(targets, outputs.dtype)
+    targets = checks.real_array("targets", targets, outputs.dtype)
     if targets.shape != outputs.shape:
         raise ValueError(
             f"targets have shape {targets.shape}, but the outputs {outputs.shape}: "
             f"write jnp.broadcast_to(targets, outputs.shape) if one target is meant for all"
         )
-    return _mean(jnp.mean(jnp.square(outputs - targets), axis=-1), mask, n_steps)
+    weights = _weights(mask, outputs)
+    error = jnp.where(weights[..., None] > 0, outputs - targets, jnp.zeros((), outputs.dtype))
+    return _mean(jnp.mean(jnp.square(error), axis=-1), weights, n_steps)
 
 
 def softmax_cross_entropy(
@@ -44,15 +54,45 @@ def softmax_cross_entropy(
     labels: ArrayLike,
     mask: ArrayLike | None = None,
     *,
+    class_weights: ArrayLike | None = None,
     n_steps: float | None = None,
 ) -> Float[Array, ""]:
     """Mean over time and batch of -log softmax(y)[label]; NaN for a label that is no class.
 
-    **Arguments:** `labels`: classes as integers, `[batch]`, or `[time, batch]` if they vary in
-    time; `mask`: `[time]` or `[time, batch]`, the steps that count (all by default); `n_steps`:
-    the number of steps that the mean is over (those that count by default).
+    **Arguments:**
+
+    - `labels`: classes as integers, `[batch]`, or `[time, batch]` if they vary in time.
+    - `mask`: `[time]` or `[time, batch]`, the steps that count, or their weights (all by default).
+    - `class_weights`: `[n_classes]`, how much a step of each class counts: the mean is
+      Σ w l / Σ w, with w the weight of the step's label times its mask.
+    - `n_steps`: the number of steps that the mean is over, Σ w l / (n_steps · batch).
     """
-    labels = jnp.asarray(labels)
+    n_classes, zero = outputs.shape[-1], jnp.zeros((), outputs.dtype)
+    weights = _weights(mask, outputs)
+    labels = _labels(labels, outputs, weights)
+    exists = (labels >= 0) & (labels < n_classes)
+    counts = weights > 0
+    chosen = jax.nn.one_hot(labels, n_classes, dtype=outputs.dtype)
+    seen = jnp.where(counts[..., None], outputs, zero)
+    surprise = -jnp.sum(chosen * jax.nn.log_softmax(seen), axis=-1)
+    surprise = jnp.where(counts & ~exists, jnp.nan, surprise)
+    if class_weights is not None:
+        of_class = _not_negative("class_weights", class_weights, outputs.dtype)
+        if of_class.shape != (n_classes,):
+            raise ValueError(
+                f"class_weights have shape {of_class.shape}, but one for each of the {n_classes} "
+                f"classes is needed: {(n_classes,)}"
+            )
+        weights = weights * jnp.where(exists, chosen @ of_class, jnp.ones((), outputs.dtype))
+    return _mean(surprise, weights, n_steps)
+
+
+def _labels(
+    labels: ArrayLike, outputs: Array, weights: Float[Array, "time batch"]
+) -> Int[Array, "time batch"]:
+    """Labels of each step; an error where they are no classes and count, if that is known."""
+    if not isinstance(labels, jax.Array):
+        labels = np.asarray(labels)  # in all its bits: JAX may cut them off
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels have dtype {labels.dtype}, but must be integers: class indices")
     if labels.shape not in (outputs.shape[:2], outputs.shape[1:2]):
@@ -60,16 +100,19 @@ def softmax_cross_entropy(
             f"labels have shape {labels.shape}, but outputs of shape {outputs.shape} need "
             f"[batch] = {outputs.shape[1:2]} or [time, batch] = {outputs.shape[:2]}"
         )
-    labels, n_classes = jnp.broadcast_to(labels, outputs.shape[:2]), outputs.shape[-1]
+    n_classes = outputs.shape[-1]
+    if isinstance(labels, jax.core.Tracer):
+        return jnp.broadcast_to(labels, outputs.shape[:2])
+    labels = np.broadcast_to(np.asarray(labels), outputs.shape[:2])
     exists = (labels >= 0) & (labels < n_classes)
-    if not isinstance(exists, jax.core.Tracer) and not exists.all():
-        raise ValueError(
-            f"labels go from {labels.min()} to {labels.max()}, but with {n_classes} readouts the "
-            f"classes are 0 to {n_classes - 1}"
-        )
-    chosen = jax.nn.one_hot(labels, n_classes, dtype=outputs.dtype)
-    surprise = -jnp.sum(chosen * jax.nn.log_softmax(outputs), axis=-1)
-    return _mean(jnp.where(exists, surprise, jnp.nan), mask, n_steps)
+    if not isinstance(weights, jax.core.Tracer):
+        wrong = labels[~exists & (np.asarray(weights) > 0)]
+        if wrong.size:
+            raise ValueError(
+                f"labels go from {labels.min()} to {labels.max()}, but with {n_classes} readouts "
+                f"the classes are 0 to {n_classes - 1}: give steps that have none a mask of 0"
+            )
+    return jnp.asarray(np.where(exists, labels, -1), jnp.int32)
 
 
 def firing_rate_penalty(
@@ -83,7 +126,7 @@ def firing_rate_penalty(
     loss sees a window at a time this is another penalty: on each window's rates, one after another.
     Source: the reference implementation, `reg_type` "simple".
     """
-    rates = spikes.mean((0, 1)) / dt
+    rates = spikes.mean((0, 1)) / checks.positive("dt", dt)
     return _rate_error(rates, target_rate)
 
 
@@ -98,12 +141,12 @@ def running_rate_penalty(
     end.
     """
     steps = jnp.arange(1, len(spikes) + 1, dtype=spikes.dtype)
-    rates = jnp.cumsum(spikes.mean(1), axis=0) / (steps[:, None] * dt)
+    rates = jnp.cumsum(spikes.mean(1), axis=0) / (steps[:, None] * checks.positive("dt", dt))
     return _rate_error(rates, target_rate) / len(spikes)
 
 
 def _rate_error(rates: Float[Array, "*time n_rec"], target_rate: ArrayLike | Parameter) -> Array:
-    target = jnp.asarray(target_rate, rates.dtype) / 1000
+    target = _not_negative("target_rate", target_rate, rates.dtype) / 1000
     if target.shape not in ((), rates.shape[-1:]):
         raise ValueError(
             f"target_rate has shape {target.shape}: give one number in Hz, or one for each of the "
@@ -125,7 +168,12 @@ def voltage_penalty(
 
     It is zero while -A <= v <= A.
     """
-    threshold = jnp.asarray(threshold, v.dtype)
+    threshold = checks.real_array("threshold", threshold, v.dtype)
+    if not isinstance(threshold, jax.core.Tracer) and not np.all(np.asarray(threshold) > 0):
+        raise ValueError(
+            f"threshold of shape {threshold.shape} goes down to {threshold.min()}: it must be "
+            f"positive"
+        )
     if threshold.ndim == 1 and threshold.shape != v.shape[-1:]:
         raise ValueError(
             f"threshold has shape {threshold.shape}: give one number, or one for each of the "
@@ -133,21 +181,53 @@ def voltage_penalty(
         )
     threshold = jnp.broadcast_to(threshold, v.shape)
     excess = jax.nn.relu(jnp.abs(v) - threshold) / threshold
-    return _mean(jnp.square(excess).sum(-1), None, n_steps)
+    weights = jnp.ones(v.shape[:2], v.dtype)
+    return _mean(jnp.square(excess).sum(-1), weights, n_steps)
+
+
+def _weights(mask: ArrayLike | None, outputs: Array) -> Float[Array, "time batch"]:
+    """How much each step counts."""
+    shape = outputs.shape[:2]
+    if mask is None:
+        return jnp.ones(shape, outputs.dtype)
+    mask = _not_negative("mask", mask, outputs.dtype)
+    if mask.shape not in (shape, shape[:1]):
+        raise ValueError(
+            f"mask has shape {mask.shape}, but [time] = {shape[:1]} or [time, batch] = {shape} is "
+            f"needed"
+        )
+    return jnp.broadcast_to(mask if mask.ndim == 2 else mask[:, None], shape)
+
+
+def _not_negative(name: str, value: Any, dtype: Any) -> Array:
+    """An array of numbers that are not negative; where they are traced, that is not checked."""
+    array = checks.real_array(name, value, dtype)
+    if isinstance(array, jax.core.Tracer):
+        return array
+    if not np.all((np.asarray(array) >= 0) & np.isfinite(array)):
+        raise ValueError(
+            f"{name} of shape {array.shape} goes from {array.min()} to {array.max()}: it must be "
+            f"finite, and at least 0"
+        )
+    return array
 
 
 def _mean(
-    per_step: Float[Array, "time batch"], mask: ArrayLike | None, n_steps: float | None
+    per_step: Float[Array, "time batch"],
+    weights: Float[Array, "time batch"],
+    n_steps: float | None,
 ) -> Float[Array, ""]:
     """Mean over the batch and the steps that count."""
-    weights = jnp.ones_like(per_step)
-    if mask is not None:
-        mask = jnp.asarray(mask, per_step.dtype)
-        if mask.shape not in (per_step.shape, per_step.shape[:1]):
-            raise ValueError(
-                f"mask has shape {mask.shape}, but [time] = {per_step.shape[:1]} or "
-                f"[time, batch] = {per_step.shape} is needed"
-            )
-        weights = weights * (mask if mask.ndim == 2 else mask[:, None])
-    count = weights.sum() if n_steps is None else n_steps * per_step.shape[1]
+    if n_steps is not None:
+        return jnp.sum(weights * per_step) / (
+            checks.positive("n_steps", n_steps) * weights.shape[1]
+        )
+    count = weights.sum()
+    if isinstance(count, jax.core.Tracer):
+        count = jnp.where(count > 0, count, jnp.ones_like(count))
+    elif count == 0:
+        raise ValueError(
+            f"no step counts: the mask is 0 for all {weights.size} steps, or the weights of their "
+            f"classes are. Leave this batch out, or say n_steps for a sum over time"
+        )
     return jnp.sum(weights * per_step) / count
