@@ -76,8 +76,11 @@ def _constants(cell: AbstractCell, *args: Any) -> Any:
     for equation in jaxpr.eqns:
         if any(id(x) in varying for x in equation.invars):
             varying |= {id(x) for x in equation.outvars}
+    # What is constant does not depend on the arrays: with numbers in their place it is found under
+    # `jit`, too, where each operation on a tracer makes a tracer of all that comes with it.
     with jax.ensure_compile_time_eval():
-        values = jax.tree.leaves(linear_step(arrays, *args))
+        numbers = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), arrays)
+        values = jax.tree.leaves(linear_step(numbers, *args))
     leaves = [
         None if id(variable) in varying or isinstance(value, jax.core.Tracer) else np.asarray(value)
         for variable, value in zip(jaxpr.jaxpr.outvars, values, strict=True)
