@@ -32,7 +32,11 @@ def common_traces(cell: AbstractCell) -> list[list[CommonVector | None]]:
     It is where D and b are constants, equal for all neurons, that lead from the current and from
     other such variables only. The cell's arrays count as unknown, whether they are traced or not.
     """
+    arrays, rest = eqx.partition(cell, eqx.is_array)
     with jax.ensure_compile_time_eval():
+        # What is constant does not depend on the arrays: with numbers in their place it is found
+        # under `jit`, too, where an operation on a tracer makes a tracer of all that comes with it.
+        cell = eqx.combine(jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), arrays), rest)
         state = cell.init(1)
         z = jnp.zeros_like(hidden_variables(state)[0])
         current = z if cell.n_currents == 1 else jnp.stack([z] * cell.n_currents)
@@ -76,11 +80,8 @@ def _constants(cell: AbstractCell, *args: Any) -> Any:
     for equation in jaxpr.eqns:
         if any(id(x) in varying for x in equation.invars):
             varying |= {id(x) for x in equation.outvars}
-    # What is constant does not depend on the arrays: with numbers in their place it is found under
-    # `jit`, too, where each operation on a tracer makes a tracer of all that comes with it.
     with jax.ensure_compile_time_eval():
-        numbers = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), arrays)
-        values = jax.tree.leaves(linear_step(numbers, *args))
+        values = jax.tree.leaves(linear_step(arrays, *args))
     leaves = [
         None if id(variable) in varying or isinstance(value, jax.core.Tracer) else np.asarray(value)
         for variable, value in zip(jaxpr.jaxpr.outvars, values, strict=True)

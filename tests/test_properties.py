@@ -7,8 +7,11 @@ of them occurs; some more networks are drawn.
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -169,6 +172,34 @@ def test_examples(name):
         assert_rules_agree(options, [None])
     else:
         assert_rules_agree(options, [1, options.window, None])
+
+
+@pytest.mark.parametrize("name", ["with LSTM units", "two currents, trained"])
+def test_online_where_an_example_ends(name):
+    """The first stream begins anew after its fifth step: as if each example had run alone."""
+    drawn, *_ = expected(EXAMPLES[name])
+    network = drawn.network
+    feedback = eprop.RandomFeedback(drawn.feedback.matrix(network))  # so that nothing decays
+    inputs, targets = jax.tree.map(lambda x: x[:12], (drawn.inputs, drawn.targets))
+    done = np.zeros(inputs.shape[:2], bool)
+    done[4, 0] = True
+    rule = eprop.EProp(feedback, window=4)
+    learner = eprop.OnlineLearner(network, drawn.loss, rule, optax.sgd(1.0), update_every=12)
+    state, info = learner.run(learner.init(inputs.shape[1]), (inputs, targets, done))
+    assert all(0 < norm < np.inf for norm in info.trace_norms)
+
+    evaluate = jax.jit(oracle.value_and_grad(drawn.loss, feedback))
+    values, gradients = [], []
+    for steps, example in ((slice(5), 0), (slice(5, 12), 0), (slice(12), 1)):
+        one = {"importance": targets["importance"][steps]}
+        one["outputs"] = targets["outputs"][steps, [example]]
+        value, of_one = evaluate(network, inputs[steps, [example]], one)
+        values.append(value)
+        gradients.append(of_one)
+    before, after = (eqx.filter(x, eqx.is_inexact_array) for x in (network, state.network))
+    moved = jax.tree.map(jnp.subtract, before, after)
+    assert_close(info.loss[0], sum(values), TOLERANCE, "loss")
+    assert_trees_close(moved, jax.tree.map(lambda *x: sum(x), *gradients), TOLERANCE, "online")
 
 
 layers = st.builds(

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import eprop
+from eprop.common_vectors import common_traces
 from tests import oracle
 from tests.comparison import assert_close, assert_trees_close, relative_error
 from tests.errors import assert_raises, check
@@ -137,6 +138,22 @@ def test_online_step_by_step():
         state, _ = learner.step(state, INPUTS[t], TARGETS[t])
     moved = jax.tree.map(jnp.subtract, network, state.network)
     assert_trees_close(moved, gradients, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["v_th", "v_init", "tau_v"])
+def test_common_vectors_are_the_same_within_jit(name):
+    """A threshold leaves ε the same for all neurons, a time constant does not."""
+    arrays, rest = eqx.partition(eprop.LIF(3, **{name: jnp.asarray(7.0)}), eqx.is_array)
+    found = []
+
+    @jax.jit
+    def within(arrays):
+        found.append(common_traces(eqx.combine(arrays, rest)))
+
+    within(arrays)
+    ((outside,),) = common_traces(eqx.combine(arrays, rest))
+    assert found == [[[outside]]]
+    assert (outside is None) == (name == "tau_v")
 
 
 def test_by_finite_differences():
