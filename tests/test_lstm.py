@@ -188,3 +188,13 @@ def test_equations_with_peepholes():
     c = kept + sigmoid(currents[0] + p_i * c) * np.tanh(currents[1])
     assert_close(after.c, c, 1e-14, "c")
     assert_close(cell.output(after), sigmoid(currents[3] + p_o * c) * np.tanh(c), 1e-14, "h")
+
+
+def test_float32_with_peepholes():
+    """Beside float64, which `init` alone would give."""
+    r = record()
+    single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), with_peepholes())
+    inputs, targets = (np.asarray(x, np.float32) for x in (r.inputs, r.target))
+    actual = jax.jit(eprop.grad(loss, eprop.EProp(window=5)))(single, inputs, targets)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(actual))
+    assert_trees_close(actual, expected_with_peepholes()[1], 1e-5)

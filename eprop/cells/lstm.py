@@ -72,7 +72,10 @@ class LSTM(AbstractCell):
     def step(self, state: LSTMState, current: Array, z_tm1: Array) -> LSTMState:
         i, j, f, o = current
         zero = jnp.zeros((), o.dtype)
-        p_i, p_f, p_o = [zero] * 3 if self.peepholes is None else self.peepholes[:, None]
+        if self.peepholes is None:
+            p_i = p_f = p_o = zero
+        else:
+            p_i, p_f, p_o = self.peepholes.astype(o.dtype)[:, None]  # [1, n] each
         i, f = i + p_i * state.c, f + p_f * state.c
         kept = jax.nn.sigmoid(f + beside(self.forget_bias.value, f)) * state.c
         c = kept + jax.nn.sigmoid(i) * jnp.tanh(j)
