@@ -73,7 +73,10 @@ def as_network(network: Network, gradients: NetworkGradients) -> Network:
         layers = [(layer.effective(), trained_constants(layer)) for layer in network.layers]
         return layers, network.readout.weights, network.readout.bias
 
-    layers = [(of_layer.weights, of_layer.constants) for of_layer in gradients.layers]
+    layers = [
+        ({kind: layer.share(kind, found.weights, axis=0) for kind in layer.kinds}, found.constants)
+        for layer, found in zip(network.layers, gradients.layers, strict=True)
+    ]
     seen = gradients.layers if len(network.w_out) == network.n else gradients.layers[-1:]
     w_out = jnp.concatenate([of_layer.readout for of_layer in seen])
     bias = None if network.readout.bias is None else gradients.readout_bias

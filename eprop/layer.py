@@ -147,14 +147,14 @@ class Layer(eqx.Module):
 
     @property
     def synapses(self) -> dict[str, AbstractSynapses]:
-        """The synapses as they are computed with: those that are dense are one matrix, "dense"."""
+        """The synapses as they are traced: those that are dense are one matrix, "dense"."""
         dense = [x for x in self.kinds.values() if isinstance(x, Dense)]
         others = {kind: x for kind, x in self.kinds.items() if not isinstance(x, Dense)}
         return {"dense": Joined(dense), **others} if dense else others
 
     def effective(self) -> dict[str, Array]:
-        """The weights as they act, of `synapses`."""
-        return {name: synapses.effective() for name, synapses in self.synapses.items()}
+        """The weights as they act, of each of the `kinds`."""
+        return {kind: synapses.effective() for kind, synapses in self.kinds.items()}
 
     @property
     def rows(self) -> dict[str, slice]:
@@ -213,7 +213,6 @@ class Layer(eqx.Module):
         """
         seen = self._delayed("below", start, below.astype(self.dtype))
         drive = self._drive(seen, w)  # one product for all steps, [time, batch, n_post]
-        w_rec: Any = None if self.recurrent is None else self.share("recurrent", w, axis=0)
         steps, line = self.delays.get("recurrent"), None
         if steps is not None:
             line = self.delay_line.init(jnp.moveaxis(start.past["recurrent"], 1, 0))
@@ -227,7 +226,7 @@ class Layer(eqx.Module):
                 arriving = z_tm1
                 if steps is not None:
                     line, arriving = self.delay_line.step(line, z_tm1, steps)
-                current = current + self.recurrent.currents(w_rec, arriving)
+                current = current + self.recurrent.currents(w["recurrent"], arriving)
             states, z = self.neurons.step(states, current, z_tm1)
             z = z if shift is None else z + shift
             return (states, z, line), (z, states, current)
@@ -240,8 +239,8 @@ class Layer(eqx.Module):
 
     def _drive(self, below: Array, w: dict[str, Array]) -> Float[Array, "time batch n_post"]:
         """The currents from below and of the bias."""
-        drive = self.below.currents(self.share("below", w, axis=0), below)
-        return drive if self.bias is None else drive + self.share("bias", w, axis=0)[None]
+        drive = self.below.currents(w["below"], below)
+        return drive if self.bias is None else drive + w["bias"][None]
 
     def currents(
         self, pre: dict[str, Array], w: dict[str, Array]
@@ -250,8 +249,9 @@ class Layer(eqx.Module):
         drive = self._drive(self.share("below", pre, axis=-1), w)
         if self.recurrent is None:
             return drive
-        w_rec, seen = self.share("recurrent", w, axis=0), self.share("recurrent", pre, axis=-1)
-        return drive + self.recurrent.currents(w_rec, seen)
+        return drive + self.recurrent.currents(
+            w["recurrent"], self.share("recurrent", pre, axis=-1)
+        )
 
     def presynaptic(
         self,

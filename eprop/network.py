@@ -14,7 +14,8 @@ from . import checks
 from .cells import AbstractCell
 from .layer import Layer
 from .readout import Readout
-from .record import run_layer
+from .record import Block, all_spikes, block_steps
+from .sequences import Blocks, cut, join, scan_blocks
 from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, only
 from .weights import Initializer, random_key
 
@@ -336,36 +337,55 @@ class Network(eqx.Module):
         keep_currents: Sequence[bool] | None = None,
         perturbations: Sequence[Array] | None = None,
     ) -> Response:
-        """The run itself: one layer after another, each over all steps.
+        """The run itself, block by block.
 
         With `stop_z_gradients` the gradient of z is stopped wherever it passes from one neuron to
-        another. With `as_bytes` no gradient passes through spikes at all, and they take a byte
-        each. The other arguments are those of `run_layer`, for each layer.
+        another. With `as_bytes` no gradient passes through spikes at all, and those of spiking
+        layers take a byte each. `keep_currents` says for each layer whether I_t is kept;
+        `perturbations` are those of `Layer.unroll`.
         """
-        below, ends, records, runs = inputs, [], [], []
-        drive = jnp.zeros((*inputs.shape[:2], self.n_out), self.dtype)
-        for i, (layer, w_out) in enumerate(zip(self.layers, self.readout_weights(), strict=True)):
-            ran = run_layer(
-                layer,
-                layer.effective(),
-                w_out,
-                start.layers[i],
-                self.received(i, below, kept),
-                stop_z_gradients=stop_z_gradients,
-                as_bytes=as_bytes,
-                keep_currents=keep_currents is not None and keep_currents[i],
-                perturbation=None if perturbations is None else perturbations[i],
-            )
-            drive = drive if ran.drive is None else drive + ran.drive
-            ends.append(ran.end)
-            records.append(ran.blocks)
-            # The state of a single population as it is.
-            states = ran.states[0] if len(ran.states) == 1 else ran.states
-            runs.append(LayerTrajectory(ran.spikes.astype(self.dtype), states))
-            below = jax.lax.stop_gradient(ran.spikes) if stop_z_gradients else ran.spikes
-        outputs = self.readout(drive, start.outputs)
-        end = NetworkState(tuple(ends), outputs[-1])
-        return Response(end, Trajectory(outputs, tuple(runs)), tuple(records))
+        w = [layer.effective() for layer in self.layers]
+        keep_currents = keep_currents or [False] * len(self.layers)
+
+        def of_block(state: NetworkState, now: tuple[Array, Kept, Sequence[Array] | None]):
+            below, kept, perturbations = now
+            drive = jnp.zeros((*below.shape[:2], self.n_out), self.dtype)
+            ends, blocks, states = [], [], []
+            for i, (layer, w_out) in enumerate(
+                zip(self.layers, self.readout_weights(), strict=True)
+            ):
+                received, start = self.received(i, below, kept), state.layers[i]
+                run = layer.unroll(
+                    start,
+                    received,
+                    w[i],
+                    stop_z_gradients=stop_z_gradients,
+                    perturbation=None if perturbations is None else perturbations[i],
+                )
+                if w_out is not None:
+                    drive = drive + run.spikes @ w_out
+                spikes = run.spikes > 0 if as_bytes and layer.neurons.spiking else run.spikes
+                currents = run.currents if keep_currents[i] else None
+                ends.append(run.end)
+                blocks.append(Block(start, received, spikes, currents))
+                # The state of a single population as it is.
+                states.append(run.states[0] if len(run.states) == 1 else run.states)
+                below = jax.lax.stop_gradient(spikes) if stop_z_gradients else spikes
+            outputs = self.readout(drive, state.outputs)
+            return NetworkState(tuple(ends), outputs[-1]), (tuple(blocks), (outputs, states))
+
+        length = block_steps(self.layers, *inputs.shape[:2])
+        end, results = scan_blocks(of_block, start, cut((inputs, kept, perturbations), length))
+        (whole, seen), (rest, last) = results.whole, results.rest or (None, None)
+        outputs, states = join(Blocks(seen, last))
+        records = tuple(
+            Blocks(of_layer, None if rest is None else rest[i]) for i, of_layer in enumerate(whole)
+        )
+        layers = tuple(
+            LayerTrajectory(all_spikes(of_layer).astype(self.dtype), of_states)
+            for of_layer, of_states in zip(records, states, strict=True)
+        )
+        return Response(end, Trajectory(outputs, layers), records)
 
 
 @eqx.filter_custom_jvp

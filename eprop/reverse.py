@@ -56,7 +56,7 @@ class LayerGradients(NamedTuple):
     """dE/dw of a layer."""
 
     weights: dict[str, Array]
-    """Of the `effective` weights of each kind of synapses."""
+    """Of the weights of `layer.synapses`, as they act."""
     constants: Any
     """Of the cells' own arrays."""
     readout: Float[Array, "n n_out"]
@@ -65,7 +65,12 @@ class LayerGradients(NamedTuple):
 
 def zero_gradients(layer: Layer, n_out: int) -> LayerGradients:
     """Where a sum of gradients begins."""
-    shapes = jax.eval_shape(lambda: (layer.effective(), trained_constants(layer)))
+    shapes = jax.eval_shape(
+        lambda: (
+            {name: synapses.effective() for name, synapses in layer.synapses.items()},
+            trained_constants(layer),
+        )
+    )
     weights, constants = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return LayerGradients(weights, constants, jnp.zeros((layer.n, n_out), layer.dtype))
 
@@ -138,8 +143,8 @@ def reverse(
         gradients = jax.tree.map(jnp.add, later.gradients, here)
         d_pre = None
         if of_below:
-            w_in, seen = layer.share("below", w, axis=0), layer.share("below", pre, axis=-1)
-            _, of_pre = jax.vjp(lambda x: layer.below.currents(w_in, x), seen)
+            seen = layer.share("below", pre, axis=-1)
+            _, of_pre = jax.vjp(lambda x: layer.below.currents(w["below"], x), seen)
             (d_pre,) = of_pre(r)
 
         unit_costates, unit_currents = [], []
@@ -187,10 +192,10 @@ def _of_weights(
     Few and large products are fastest: the readout's comes with that of the dense synapses, where
     the recurrent ones see all spikes, though a step later than the readout does.
     """
-    others = {name: x for name, x in w.items() if name != "dense"}
+    others = {kind: x for kind, x in w.items() if kind not in layer.rows}
     _, of_others = jax.vjp(lambda others: layer.currents(pre, w | others), others)
     (gradients,) = of_others(r)
-    if "dense" in w:
+    if layer.rows:
         with_readout = _sees_all_spikes(layer)
         post = jnp.concatenate([r, error_tm1], axis=-1) if with_readout else r
         product = _product(pre["dense"], post)

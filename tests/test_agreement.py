@@ -176,11 +176,11 @@ def test_blocks(cell, window, steps_per_block, length, keep_currents, monkeypatc
     assert_alive(case.network, case.inputs, expected)
     (_, batch, n_rec), n_steps = trajectory.spikes.shape, window or 15
     (layer,) = case.network.layers
-    assert eprop.record.block_steps(layer, n_steps, batch) == n_steps
+    assert eprop.record.block_steps([layer], n_steps, batch) == n_steps
 
     monkeypatch.setattr(eprop.record, "BLOCK_BYTES", 8 * batch * n_rec * steps_per_block)
     monkeypatch.setattr(eprop.reverse, "KEPT_BYTES", 2**20 if keep_currents else 0)
-    assert eprop.record.block_steps(layer, n_steps, batch) == length
+    assert eprop.record.block_steps([layer], n_steps, batch) == length
     assert_trees_close(case.network(case.inputs), trajectory, TOLERANCE)
     actual_value, actual = case.value_and_grad(eprop.EProp(window=window))
     assert_close(actual_value, value, TOLERANCE, "loss")

@@ -173,7 +173,7 @@ def test_blocks_are_about_as_long_as_their_history():
         network = eprop.Network(
             eprop.LIF(100), n_in=40, n_out=1, delay_rec=delay, key=jax.random.key(0)
         )
-        assert eprop.record.block_steps(network.layers[0], 2250, 64) == length
+        assert eprop.record.block_steps(network.layers, 2250, 64) == length
 
 
 def test_delays_matter():
@@ -206,7 +206,7 @@ def test_delay_of_inputs_is_a_shift():
 def test_blocks_hand_on_what_is_under_way(monkeypatch):
     """A long sequence is worked through in blocks: here of one step, shorter than the delays."""
     case, value, expected = delayed_case()
-    monkeypatch.setattr(eprop.record, "block_steps", lambda *_: 1)
+    monkeypatch.setattr(eprop.network, "block_steps", lambda *_: 1)
     for rule in (AUTODIFF, eprop.EProp()):
         actual_value, actual = case.value_and_grad(rule)
         assert_close(actual_value, value, TOLERANCE, "loss")

@@ -109,7 +109,7 @@ def test_no_step_is_run_that_was_not_asked_for(n_steps, length, monkeypatch):
     """A step on zero input beyond the end would be infinite here, and zero times it not zero."""
     arguments = problem(Root(4), n_steps, positive=True)
     monkeypatch.setattr(eprop.record, "BLOCK_BYTES", 5 * 2 * 4 * 8)
-    assert eprop.record.block_steps(arguments[0].layers[0], n_steps, 2) == length
+    assert eprop.record.block_steps(arguments[0].layers, n_steps, 2) == length
     found = [
         eprop.grad(loss, rule)(*arguments)
         for rule in (eprop.EProp(), eprop.BPTT(stop_z_gradients=True))
@@ -140,7 +140,7 @@ def test_nor_does_a_window():
 def test_memory_of_one_block(monkeypatch):
     """Negative control: what it would be."""
     in_blocks = compiled_bytes(eprop.EProp(), 499)
-    monkeypatch.setattr(eprop.record, "block_steps", lambda layer, n_steps, batch: n_steps)
+    monkeypatch.setattr(eprop.network, "block_steps", lambda layers, n_steps, batch: n_steps)
     assert compiled_bytes(eprop.EProp(), 499) > 4 * in_blocks
 
 

@@ -132,7 +132,7 @@ def measure(name: Name, config: Config) -> dict[str, Any]:
     """Compile, compare and time all programs on one workload."""
     workload = WORKLOADS[name]
     network, inputs, targets = draw_workload(name, config.seed)
-    block = block_steps(network.layers[0], workload.n_steps, workload.batch)
+    block = block_steps(network.layers, workload.n_steps, workload.batch)
     start = jax.random.uniform(jax.random.key(config.seed), (workload.batch, workload.n))
     gradient = make_programs(workload, windows=[None])["e-prop, window=None"]
 
