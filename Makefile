@@ -8,7 +8,7 @@ WORKERS ?= 2
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: help setup run fig3 figures test reduced lint format docs clean
+.PHONY: help setup run fig3 figures test optimized reduced lint format docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +26,10 @@ figures: setup  ## Draw every figure again from results/
 
 test: setup  ## Run the tests (ARGS="-k name" selects some)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+optimized: setup  ## Test numbers and bits of programs that are compiled as a user has them
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) \
+		tests/test_golden.py tests/test_delayed_network.py $(ARGS)
 
 reduced: setup  ## Run every experiment in a reduced form
 	$(BIN)/python -m pytest -n $(WORKERS) -m experiment $(ARGS)

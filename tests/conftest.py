@@ -1,5 +1,8 @@
 """Stricter than a user's session: types are checked, and nothing is promoted silently."""
 
+import os
+from unittest import mock
+
 import jax
 import jaxtyping
 import matplotlib
@@ -11,22 +14,21 @@ jaxtyping.install_import_hook(
     "eprop", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
 
+# Nearly all of the time goes into compiling small programs that run once. So they are compiled with
+# little optimisation, unless JAX_DISABLE_MOST_OPTIMIZATIONS says otherwise; programs that the tests
+# start as processes are as a user has them.
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    jax.config.update("jax_disable_most_optimizations", True)
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    with mock.patch.dict(os.environ, XLA_FLAGS=flags):
+        jax.devices()  # XLA reads its flags once
+
 # The tests compare to rounding, so float64; a test of float32 says so by `jax.enable_x64(False)`.
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 matplotlib.use("Agg")
-
-
-@pytest.fixture(scope="module")
-def compile_quickly():
-    """For modules of many small programs, each run once."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
 
 
 @pytest.fixture

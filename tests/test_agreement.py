@@ -19,8 +19,6 @@ import eprop.reverse
 from tests.cases import CELLS, Options, make_case, with_layer
 from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 TOLERANCE = 1e-10
 AUTODIFF = eprop.BPTT(stop_z_gradients=True)
 TERMS = [

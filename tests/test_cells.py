@@ -12,8 +12,6 @@ import eprop
 from tests.cases import CELLS, Options
 from tests.comparison import assert_close, assert_trees_close, relative_error
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 BATCH, N = 3, 6
 
 

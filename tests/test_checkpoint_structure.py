@@ -103,7 +103,6 @@ def static_fields(x):
     return [field.name for field in dataclasses.fields(x) if field.metadata.get("static")]
 
 
-@pytest.mark.usefixtures("compile_quickly")
 class TestEveryStaticField:
     def test_is_found(self, tmp_path):
         seen, every = set(), instances()

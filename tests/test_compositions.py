@@ -18,8 +18,6 @@ from tests import oracle
 from tests.comparison import assert_close, assert_trees_close, relative_error
 from tests.drawn_networks import LayerOptions, Options, draw
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 TOLERANCE = 1e-10
 N_STEPS, BATCH, N_IN, N_OUT, N = 12, 2, 3, 2, 10
 RNG = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from tests.comparison import assert_trees_close, relative_error
 from tests.drawn_networks import TwoCurrents
 from tests.errors import assert_raises, check
 
-pytestmark = pytest.mark.usefixtures("as_a_user_has_it", "compile_quickly")
+pytestmark = pytest.mark.usefixtures("as_a_user_has_it")
 
 
 class State(NamedTuple):

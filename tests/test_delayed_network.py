@@ -45,7 +45,10 @@ def test_a_run(tmp_path, capsys):
     for result in summary["rules"].values():
         (accuracy,) = result["accuracy"]
         assert len(accuracy) == 5 and accuracy[-1] > accuracy[0] + 0.2
-        assert result["difference_of_spikes"] == result["difference_of_gradients"] == 0
+        assert result["difference_of_spikes"] == 0
+        # Two programs: with little optimisation they round differently.
+        rounding = 1e-5 if jax.config.read("jax_disable_most_optimizations") else 0.0
+        assert result["difference_of_gradients"] <= rounding * result["largest_gradient"]
         assert result["largest_gradient"] > 1
     assert (tmp_path / "default" / "figure.png").stat().st_size > 10_000
     assert "rotating against concatenated" in capsys.readouterr().out

@@ -16,8 +16,6 @@ from tests.cases import Options, make_case
 from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
 from tests.errors import assert_raises
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 TOLERANCE = 1e-10
 AUTODIFF = eprop.BPTT(stop_z_gradients=True)
 LINES = [eprop.RotatingBuffer(), eprop.ConcatenatedBuffer()]

@@ -18,7 +18,7 @@ from figures import digits as figure
 from figures import finished
 
 RESULTS = finished.RESULTS / "digits"
-pytestmark = [pytest.mark.experiment, pytest.mark.usefixtures("compile_quickly")]
+pytestmark = pytest.mark.experiment
 
 SMALL = experiment.Config(
     seeds=(0, 3), row_ms=2.0, image_ms=8.0, answer_ms=4.0, n=8, batch_size=13, iterations=5,

@@ -13,8 +13,6 @@ from tests import oracle
 from tests.comparison import assert_close, assert_trees_close, relative_error
 from tests.errors import assert_raises, check
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 TOLERANCE = 1e-10
 N_STEPS, BATCH, N_IN = 12, 3, 4
 RNG = np.random.default_rng(0)

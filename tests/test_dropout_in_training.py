@@ -7,8 +7,6 @@ import pytest
 
 import eprop
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 INPUTS, TARGETS = np.ones((6, 2, 3), bool), np.ones((6, 2, 1))
 
 

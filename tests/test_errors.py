@@ -20,7 +20,7 @@ SPIKES = jnp.zeros((15, 3, 6))
 NAN = np.where(INPUTS, np.nan, 0.0)
 
 
-pytestmark = pytest.mark.usefixtures("as_a_user_has_it", "compile_quickly")
+pytestmark = pytest.mark.usefixtures("as_a_user_has_it")
 
 
 def lif(**changes):

@@ -9,7 +9,7 @@ import eprop
 from tests.cases import make_case
 from tests.errors import assert_raises, check
 
-pytestmark = pytest.mark.usefixtures("as_a_user_has_it", "compile_quickly")
+pytestmark = pytest.mark.usefixtures("as_a_user_has_it")
 
 NETWORK, INPUTS, TARGETS, LOSS, B = make_case("ALIF")
 RULES = [eprop.EProp(), eprop.EProp(window=4), eprop.BPTT()]

@@ -12,8 +12,6 @@ import eprop
 from tests.cases import Options, make_case
 from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 RNG = np.random.default_rng(0)
 W_OUT, B = RNG.normal(size=(6, 2)), RNG.normal(size=(6, 2))
 DECAY = 0.1

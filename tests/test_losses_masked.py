@@ -11,8 +11,6 @@ from eprop import losses
 from tests.comparison import assert_close
 from tests.errors import assert_raises, check
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 T, B, K = 5, 2, 3
 RNG = np.random.default_rng(0)
 OUTPUTS = jnp.asarray(RNG.normal(size=(T, B, K)))

@@ -13,8 +13,6 @@ from tests import oracle
 from tests.comparison import assert_close, assert_trees_close, relative_error
 from tests.golden_cases import FOLDER
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 TOLERANCE = 1e-12
 RULES = {
     "recursion": eprop.EProp(window=1),

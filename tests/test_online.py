@@ -24,8 +24,6 @@ from tests.comparison import (
 )
 from tests.test_delays import with_delays
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 T = 12
 OPTIONS = Options(n_steps=T, n_refractory=2, readout_bias=True)
 AUTODIFF = eprop.BPTT(stop_z_gradients=True)

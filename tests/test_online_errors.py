@@ -15,7 +15,7 @@ from tests.cases import Options, make_case
 from tests.comparison import assert_close
 from tests.errors import assert_raises, check
 
-pytestmark = pytest.mark.usefixtures("compile_quickly", "as_a_user_has_it")
+pytestmark = pytest.mark.usefixtures("as_a_user_has_it")
 
 T, BATCH = 12, 2
 CASE = make_case("ALIF", Options(n_steps=T, batch=BATCH))

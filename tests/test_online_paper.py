@@ -10,8 +10,6 @@ import pytest
 import eprop
 from tests.comparison import assert_close, relative_error
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 T, BATCH, N_IN, N, N_OUT, DT = 36, 2, 3, 5, 2, 1.0
 GAMMA, KAPPA, DECAY, LEARNING_RATE = 0.3, np.exp(-DT / 20.0), 0.05, 0.01
 RNG = np.random.default_rng(4)

@@ -21,7 +21,7 @@ from figures import figS7_pattern_generation as figure
 from figures import finished
 
 RESULTS = finished.RESULTS / "pattern_generation"
-pytestmark = [pytest.mark.experiment, pytest.mark.usefixtures("compile_quickly")]
+pytestmark = pytest.mark.experiment
 
 TASK = PatternGeneration(n_in=20, duration_ms=60.0, rate_hz=200.0, periods_ms=(60.0, 30.0))
 SETTING = patterns.Setting(task=TASK, n_lif=8, iterations=5, save_every=2)
@@ -30,7 +30,7 @@ LEMNISCATE = dataclasses.replace(SETTING, task=Lemniscate(20, 60.0, 200.0), n_al
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, compile_quickly):
+def results(tmp_path_factory):
     """A folder of runs by random feedback and by BPTT."""
     folder = tmp_path_factory.mktemp("here") / RESULTS
     for rule in ("eprop", "bptt"):

@@ -12,8 +12,6 @@ import eprop
 from tests.comparison import assert_trees_close, relative_error
 from tests.errors import assert_raises, check
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 N_STEPS, BATCH = 12, 2
 RNG = np.random.default_rng(0)
 INPUTS = RNG.random((2 * N_STEPS, BATCH, 3)) < 0.5

@@ -21,8 +21,6 @@ from tests import oracle
 from tests.comparison import assert_close, assert_trees_close, relative_error
 from tests.drawn_networks import LayerOptions, Options, draw
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 TOLERANCE = 1e-10
 CHUNKS = [3, 1, 6]  # lengths in turn; no window of 4 fits them
 

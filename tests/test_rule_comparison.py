@@ -16,7 +16,7 @@ from experiments import patterns
 from experiments import rule_comparison as experiment
 from figures import rule_comparison as figure
 
-pytestmark = [pytest.mark.experiment, pytest.mark.usefixtures("compile_quickly")]
+pytestmark = pytest.mark.experiment
 
 SMALL = experiment.Config(setting=SETTING, seeds=(3,), compare_every=2)
 
@@ -33,7 +33,7 @@ def metrics_of(config):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, compile_quickly):
+def whole(tmp_path_factory):
     """The configuration and the summary of a run."""
     config = dataclasses.replace(SMALL, results=tmp_path_factory.mktemp("results"))
     return config, experiment.run(config, progress=False)

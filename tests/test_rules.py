@@ -13,8 +13,6 @@ import eprop
 from tests.cases import Options, TrainableLIF, make_case
 from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 AUTODIFF = eprop.BPTT(stop_z_gradients=True)
 RULES = {
     "whole": eprop.EProp(),

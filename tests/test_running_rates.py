@@ -13,8 +13,6 @@ from eprop.running_rates import follow, start_rates
 from tests.cases import Options, make_case
 from tests.comparison import assert_close, relative_error
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 T, BATCH, N, DT = 14, 3, 6, 0.5
 SPIKES = (np.random.default_rng(0).random((T, BATCH, N)) < 0.2).astype(float)
 

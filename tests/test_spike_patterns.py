@@ -17,7 +17,7 @@ from figures import finished
 from figures import spike_patterns as figure
 
 RESULTS = finished.RESULTS / "spike_patterns"
-pytestmark = [pytest.mark.experiment, pytest.mark.usefixtures("compile_quickly")]
+pytestmark = pytest.mark.experiment
 
 SMALL = experiment.Config(
     seeds=(0, 3), n_patterns=12, n_in=15, duration_ms=40.0, rate_hz=60.0, n=8, weight_scale=1.5,

@@ -15,8 +15,6 @@ from tests import oracle
 from tests.comparison import assert_close, assert_trees_close, relative_error
 from tests.errors import assert_raises, check
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 TOLERANCE = 1e-10
 N, N_STEPS, BATCH = 4, 12, 2
 POSITIVE = ("tau_v", "v_th", "tau_a", "tau_i")

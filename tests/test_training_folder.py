@@ -20,8 +20,6 @@ from eprop import checkpoints, files
 from eprop.checkpoints import CheckpointError
 from tests.errors import assert_raises, check
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 START = {"w": jnp.asarray([1.0, 2.0]), "n": jnp.zeros((), jnp.int32)}
 
 
