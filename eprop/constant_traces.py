@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .cells import hidden_variables
-from .layer import Layer, LayerState
-from .replay import NeuronsOf, trained_constants
+from .layer import Layer, LayerState, trained_constants
+from .replay import NeuronsOf
 
 
 class ConstantTraces(NamedTuple):

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from . import reverse
+from .layer import trained_constants
 from .network import Kept, Network, by_layer
 from .recursion import step_gradients
-from .replay import trained_constants
 from .reverse import LayerGradients, Signals, keeps_currents
 from .sequences import Blocks
 from .traces import LayerTraces, init_traces

@@ -211,8 +211,9 @@ class Layer(eqx.Module):
         current and the reset. `perturbation` is added to each z_t as the network sees it: the
         derivative with respect to it, at zero, is the total derivative dE/dz_t.
         """
-        seen = self._delayed("below", start, below.astype(self.dtype))
-        drive = self._drive(seen, w)  # one product for all steps, [time, batch, n_post]
+        drive = self.drive(
+            self.delayed_below(start, below), w
+        )  # one product for all steps, [time, batch, n_post]
         steps, line = self.delays.get("recurrent"), None
         if steps is not None:
             line = self.delay_line.init(jnp.moveaxis(start.past["recurrent"], 1, 0))
@@ -234,10 +235,10 @@ class Layer(eqx.Module):
         (states, z, _), (spikes, all_states, currents) = jax.lax.scan(
             step, (start.neurons, start.spikes, line), (drive, perturbation)
         )
-        end = LayerState(states, z, self._past_after(start, below, spikes))
+        end = LayerState(states, z, self.past_after(start, below, spikes))
         return Unrolled(end, spikes, all_states, currents)
 
-    def _drive(self, below: Array, w: dict[str, Array]) -> Float[Array, "time batch n_post"]:
+    def drive(self, below: Array, w: dict[str, Array]) -> Float[Array, "time batch n_post"]:
         """The currents from below and of the bias."""
         drive = self.below.currents(w["below"], below)
         return drive if self.bias is None else drive + w["bias"][None]
@@ -246,7 +247,7 @@ class Layer(eqx.Module):
         self, pre: dict[str, Array], w: dict[str, Array]
     ) -> Float[Array, "time batch n_post"]:
         """I_t under what all synapses see, in `unroll`'s order of sums: the same bits."""
-        drive = self._drive(self.share("below", pre, axis=-1), w)
+        drive = self.drive(self.share("below", pre, axis=-1), w)
         if self.recurrent is None:
             return drive
         return drive + self.recurrent.currents(
@@ -263,7 +264,7 @@ class Layer(eqx.Module):
 
         `start` is the layer before the first step.
         """
-        pre = {"below": self._delayed("below", start, below.astype(self.dtype))}
+        pre = {"below": self.delayed_below(start, below)}
         if self.recurrent is not None:
             z_tm1 = preceding(start.spikes, spikes)
             pre["recurrent"] = self._delayed("recurrent", start, z_tm1)
@@ -272,13 +273,19 @@ class Layer(eqx.Module):
         dense = [pre.pop(kind) for kind in self.rows]
         return {"dense": jnp.concatenate(dense, axis=-1), **pre} if dense else pre
 
+    def delayed_below(
+        self, start: LayerState, below: Shaped[Array, "time batch n_in"]
+    ) -> Float[Array, "time batch n_in"]:
+        """What the synapses from below see at each step."""
+        return self._delayed("below", start, below.astype(self.dtype))
+
     def _delayed(self, kind: str, start: LayerState, activity: Array) -> Array:
         if kind not in start.past:
             return activity
         known = jnp.concatenate([jnp.moveaxis(start.past[kind], 1, 0), activity])
         return delayed(known, self.delays[kind], len(activity))
 
-    def _past_after(self, start: LayerState, below: Array, spikes: Array) -> dict[str, Array]:
+    def past_after(self, start: LayerState, below: Array, spikes: Array) -> dict[str, Array]:
         """What is still under way after some steps."""
 
         def last(kind, past):
@@ -286,6 +293,11 @@ class Layer(eqx.Module):
             return jnp.concatenate([past, jnp.moveaxis(now, 0, 1)], axis=1)[:, -past.shape[1] :]
 
         return {kind: last(kind, past) for kind, past in start.past.items()}
+
+
+def trained_constants(layer: Layer) -> Any:
+    """The floating-point arrays of the layer's cells, `None` for all else."""
+    return eqx.filter(layer.neurons, eqx.is_inexact_array)
 
 
 def _synapses(

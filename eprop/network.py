@@ -12,6 +12,8 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Shaped
 
 from . import checks
 from .cells import AbstractCell
+from .compiled import compiled
+from .kernels import events
 from .layer import Layer
 from .readout import Readout
 from .record import Block, all_spikes, block_steps
@@ -345,6 +347,8 @@ class Network(eqx.Module):
         `perturbations` are those of `Layer.unroll`.
         """
         w = [layer.effective() for layer in self.layers]
+        length = block_steps(self.layers, *inputs.shape[:2])
+        fast = [compiled(layer, length) if as_bytes else None for layer in self.layers]
         keep_currents = keep_currents or [False] * len(self.layers)
 
         def of_block(state: NetworkState, now: tuple[Array, Kept, Sequence[Array] | None]):
@@ -355,16 +359,23 @@ class Network(eqx.Module):
                 zip(self.layers, self.readout_weights(), strict=True)
             ):
                 received, start = self.received(i, below, kept), state.layers[i]
-                run = layer.unroll(
-                    start,
-                    received,
-                    w[i],
-                    stop_z_gradients=stop_z_gradients,
-                    perturbation=None if perturbations is None else perturbations[i],
-                )
-                if w_out is not None:
-                    drive = drive + run.spikes @ w_out
-                spikes = run.spikes > 0 if as_bytes and layer.neurons.spiking else run.spikes
+                programs = fast[i]
+                if programs is not None:
+                    run = programs.unroll(start, received, w[i])
+                    spikes = run.spikes
+                    if w_out is not None:
+                        drive = events.currents(spikes, w_out, drive)
+                else:
+                    run = layer.unroll(
+                        start,
+                        received,
+                        w[i],
+                        stop_z_gradients=stop_z_gradients,
+                        perturbation=None if perturbations is None else perturbations[i],
+                    )
+                    spikes = run.spikes > 0 if as_bytes and layer.neurons.spiking else run.spikes
+                    if w_out is not None:
+                        drive = drive + run.spikes @ w_out
                 currents = run.currents if keep_currents[i] else None
                 ends.append(run.end)
                 blocks.append(Block(start, received, spikes, currents))
@@ -374,7 +385,6 @@ class Network(eqx.Module):
             outputs = self.readout(drive, state.outputs)
             return NetworkState(tuple(ends), outputs[-1]), (tuple(blocks), (outputs, states))
 
-        length = block_steps(self.layers, *inputs.shape[:2])
         end, results = scan_blocks(of_block, start, cut((inputs, kept, perturbations), length))
         (whole, seen), (rest, last) = results.whole, results.rest or (None, None)
         outputs, states = join(Blocks(seen, last))

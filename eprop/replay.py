@@ -16,11 +16,6 @@ from .record import Block
 from .sequences import preceding
 
 
-def trained_constants(layer: Layer) -> Any:
-    """The floating-point arrays of the layer's cells, `None` for all else."""
-    return eqx.filter(layer.neurons, eqx.is_inexact_array)
-
-
 class NeuronsOf(eqx.Module):
     """The neurons of a layer over a block, as a function to differentiate.
 

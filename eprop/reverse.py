@@ -20,10 +20,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .cells import hidden_variables
+from .compiled import compiled
 from .delays import delayed
-from .layer import Layer
+from .layer import Layer, trained_constants
 from .record import Block, all_spikes
-from .replay import neurons_of, trained_constants
+from .replay import neurons_of
 from .sequences import Blocks, cut, join, preceding, scan_blocks
 from .synapses import Dense
 
@@ -129,16 +130,24 @@ def reverse(
         spikes = block.spikes.astype(layer.dtype)
         pre = layer.presynaptic(block.start, block.below, spikes)
         # The neurons of the block again, each by itself, under the currents that they got.
-        run = neurons_of(layer, w, block, pre, with_states=signals.states is not None)
-        at = (trained_constants(layer), hidden_variables(block.start.neurons), run.currents)
-        _, pullback = jax.vjp(run, *at)
+        again = None if fast is None else fast.again(block.start, block.below, block.spikes, w)
+        if again is None:
+            run = neurons_of(layer, w, block, pre, with_states=signals.states is not None)
+            at = (trained_constants(layer), hidden_variables(block.start.neurons), run.currents)
+            _, pullback = jax.vjp(run, *at)
+        else:
+            pullback = again.pullback
 
         d_spikes = signals.error @ b.T  # ℓ_t, [time, batch, n]
         if signals.spikes is not None:
             d_spikes = d_spikes + signals.spikes
         d_constants, costates, r = pullback((d_spikes, signals.states, later.costates))
 
-        d_weights, d_readout = _of_weights(layer, w, pre, spikes, r, signals.error, error_tm1)
+        if again is None:
+            d_weights, d_readout = _of_weights(layer, w, pre, spikes, r, signals.error, error_tm1)
+        else:
+            d_weights = again.of_weights(pre, r)
+            d_readout = again.of_readout(signals.error)
         here = LayerGradients(d_weights, d_constants, d_readout)
         gradients = jax.tree.map(jnp.add, later.gradients, here)
         d_pre = None
@@ -158,6 +167,7 @@ def reverse(
         return Later(costates, gradients, unit_costates), (d_pre, unit_currents)
 
     length = blocks.whole.spikes.shape[1]
+    fast = compiled(layer, length) if blocks.whole.spikes.dtype == bool else None
     error_tm1 = preceding(jnp.zeros_like(signals.error[0]), signals.error)
     with_time = cut((signals, error_tm1, [unit.fading for unit in units]), length)
     together = Blocks(
@@ -166,7 +176,7 @@ def reverse(
     )
     n_out = signals.error.shape[-1]
     nothing = zero_gradients(layer, n_out)
-    if _sees_all_spikes(layer):  # the last z_t, which is no later step's z_{t-1}
+    if fast is None and _sees_all_spikes(layer):  # the last z_t, which is no later step's z_{t-1}
         last_spikes = all_spikes(blocks)[-1].astype(layer.dtype)
         nothing = nothing._replace(readout=last_spikes.T @ signals.error[-1])
     of_blocks = hidden_variables(blocks.whole.start.neurons)

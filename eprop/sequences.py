@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 
 class Blocks(NamedTuple):
@@ -60,8 +60,8 @@ def scan_blocks(
 
 
 def preceding(
-    start: Float[Array, "batch n"], spikes: Float[Array, "time batch n"]
-) -> Float[Array, "time batch n"]:
+    start: Shaped[Array, "batch n"], spikes: Shaped[Array, "time batch n"]
+) -> Shaped[Array, "time batch n"]:
     """z_{t-1} of each step, where `start` is z before the first."""
     return jnp.concatenate([start[None], spikes[:-1]])
 

@@ -1,0 +1,363 @@
+"""The neurons of a layer, step by step: forward under events, once more, and backward.
+
+Each example of the batch goes through all steps by itself.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array as JaxArray
+from jaxtyping import Bool, Float
+
+from ..cells import AbstractCell
+from .call import Operation
+from .equations import Equations
+from .events import add_rows
+from .language import TYPES, Array, Code, Number
+from .scalar import evaluate
+
+
+class _Cells(NamedTuple):
+    """One of the populations, in a program that is being written."""
+
+    equations: Equations
+    state: list[Array]
+    """`[n]` of each leaf."""
+    arrays: list[Array]
+    step_tables: list[Array]
+    back_tables: list[Array]
+    first: Number
+    """Index of its first neuron."""
+    first_current: Number
+
+    @property
+    def n(self) -> Number:
+        return self.state[0].shape[0]
+
+    def columns(self, j: Number) -> list[Number]:
+        """Where the currents of neuron j are."""
+        return [self.n * k + j + self.first_current for k in range(self.equations.n_currents)]
+
+    def step(self, code: Code, current: Array, z_tm1: Number, j: Number) -> Number:
+        """Writes the step of neuron j. Returns z_t."""
+        given = [
+            *(x[j] for x in self.arrays),
+            *(x[j] for x in self.state),
+            *(current[column] for column in self.columns(j)),
+            z_tm1,
+        ]
+        equations, tables = self.equations, iter(self.step_tables)
+        *after, z_t = evaluate(
+            code, equations.step, equations.n, iter(given), lambda _: next(tables)[j]
+        )
+        for leaf, number in zip(self.state, after, strict=True):
+            leaf[j] = number
+        return z_t
+
+
+def neurons_of(cells: Sequence[AbstractCell], dtype: Any) -> "Neurons":
+    """The programs of a layer's neurons; those of cells without arrays are kept for next time.
+
+    Raises `NotTranslatable` if there are none.
+    """
+    leaves, structure = jax.tree.flatten(tuple(cells))
+    key = (structure, jnp.dtype(dtype), *leaves)
+    try:
+        hash(key)
+    except TypeError:  # of arrays
+        return Neurons(cells, dtype)
+    if key not in _known:
+        _known[key] = Neurons(cells, dtype)
+    return _known[key]
+
+
+_known: dict[Any, "Neurons"] = {}
+
+
+class Neurons:
+    """The programs of the neurons of a layer."""
+
+    def __init__(self, cells: Sequence[AbstractCell], dtype: Any):
+        self.dtype = np.dtype(dtype)
+        self.cells = [Equations(cell, self.dtype) for cell in cells]
+        self.leaves = [dtype for cell in self.cells for dtype in cell.leaves]
+        self.hidden = [x for x in self.leaves if np.issubdtype(x, np.inexact)]
+        self.arrays = [x for cell in self.cells for x in cell.arrays]
+
+    # Forward.
+
+    def run(
+        self,
+        drive: Float[JaxArray, "time batch n_post"],
+        w_rec: Float[JaxArray, "n n_post"] | None,
+        z_before: Bool[JaxArray, "batch n"],
+        states: Any,
+    ) -> tuple[Bool[JaxArray, "time batch n"], Any]:
+        """z_t under `drive` and the recurrent currents, and the states after the last step."""
+        leaves, structure = jax.tree.flatten(states)
+        rows = [] if w_rec is None else [w_rec]
+        shapes = [(*drive.shape[:2], z_before.shape[1]), *(x.shape for x in leaves)]
+        spikes, *after = self._run(len(rows))(
+            drive, z_before, *rows, *leaves, *self._constants(), shapes=shapes
+        )
+        return spikes, structure.unflatten(after)
+
+    @functools.cache  # noqa: B019
+    def _run(self, n_matrices: int) -> Operation:
+        def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
+            given = iter(arrays)
+            drive, z_before = _take(given, 2)
+            rows, before = _take(given, n_matrices), _take(given, len(self.leaves))
+            constants = _take(given, len(self._constants()))
+            spikes, *after = given
+            current = code.scratch(self.dtype, drive.shape[2])
+            z = code.scratch(bool, spikes.shape[2])
+            state = [code.scratch(x.dtype, x.shape[1]) for x in before]
+            populations = self._populations(code, state, constants)
+            with code.loop(last, first) as b:
+                _copy(code, z_before.part(b), z)
+                for x, y in zip(before, state, strict=True):
+                    _copy(code, x.part(b), y)
+                with code.loop(drive.shape[0]) as t:
+                    _copy(code, drive.part(t, b), current)
+                    for matrix in rows:
+                        add_rows(code, z, matrix, current)
+                    for cells in populations:
+                        with code.loop(cells.n) as j:
+                            i = cells.first + j
+                            z[i] = cells.step(code, current, z[i].to(TYPES[self.dtype]), j) > 0
+                    _copy(code, z, spikes.part(t, b))
+                for x, y in zip(state, after, strict=True):
+                    _copy(code, x, y.part(b))
+
+        states = [(x, 2) for x in self.leaves]
+        matrices = [(self.dtype, 2)] * n_matrices
+        arguments = [(self.dtype, 3), (bool, 2), *matrices, *states, *self._constant_types]
+        return Operation("run", arguments, [(bool, 3), *states], (0, 1), body)
+
+    # Once more, with the spikes known.
+
+    def replay(
+        self,
+        currents: Float[JaxArray, "time batch n_post"],
+        z_tm1: Bool[JaxArray, "time batch n"],
+        states: Any,
+    ) -> Any:
+        """The states of all steps, from those before the first."""
+        leaves, structure = jax.tree.flatten(states)
+        shapes = [(len(currents), *x.shape) for x in leaves]
+        found = self._replay(currents, z_tm1, *leaves, *self._constants(), shapes=shapes)
+        return structure.unflatten(found)
+
+    @functools.cached_property
+    def _replay(self) -> Operation:
+        def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
+            given = iter(arrays)
+            currents, z_tm1 = _take(given, 2)
+            before, constants = _take(given, len(self.leaves)), _take(given, len(self._constants()))
+            states = list(given)
+            state = [code.scratch(x.dtype, x.shape[1]) for x in before]
+            populations = self._populations(code, state, constants)
+            with code.loop(last, first) as b:
+                for x, y in zip(before, state, strict=True):
+                    _copy(code, x.part(b), y)
+                with code.loop(currents.shape[0]) as t:
+                    self._step(code, populations, currents.part(t, b), z_tm1.part(t, b))
+                    for x, y in zip(state, states, strict=True):
+                        _copy(code, x, y.part(t, b))
+
+        before = [(x, 2) for x in self.leaves]
+        arguments = [(self.dtype, 3), (bool, 3), *before, *self._constant_types]
+        return Operation("replay", arguments, [(x, 3) for x in self.leaves], (0, 1), body)
+
+    def _step(self, code: Code, populations: list[_Cells], current: Array, z_tm1: Array) -> None:
+        for cells in populations:
+            with code.loop(cells.n) as j:
+                cells.step(code, current, z_tm1[cells.first + j].to(TYPES[self.dtype]), j)
+
+    # Backward.
+
+    def back(
+        self,
+        currents: Float[JaxArray, "time batch n_post"],
+        z_tm1: Bool[JaxArray, "time batch n"],
+        states: Any,
+        d_spikes: Float[JaxArray, "time batch n"],
+        d_states: list[JaxArray] | None,
+        d_after: list[JaxArray],
+    ) -> tuple[list[JaxArray], list[JaxArray], Float[JaxArray, "time batch n_post"]]:
+        """Backpropagation through each neuron, not the network.
+
+        **Arguments:** `states`: before the first step; `d_spikes`, `d_states`: dE/dz_t and ∂E/∂s_t
+        of each hidden variable; `d_after`: dE/ds after the last step.
+
+        Returns dE/d(trained arrays), dE/ds before the first step, and r_t = dE/dI_t.
+        """
+        leaves = jax.tree.leaves(states)
+        n_steps, batch = currents.shape[:2]
+        of_arrays = [(batch, cell.n) for cell in self.cells for _ in cell.arrays]
+        kept = [(batch, n_steps, x.shape[1]) for x in leaves]
+        r, *found = self._back(d_states is not None)(
+            currents,
+            z_tm1,
+            d_spikes,
+            *(d_states or []),
+            *d_after,
+            *leaves,
+            *self._constants(),
+            shapes=[currents.shape, *(x.shape for x in d_after), *of_arrays, *kept],
+        )
+        d_before, sums = found[: len(d_after)], found[len(d_after) :]
+        d_arrays = [
+            x.sum(0) if array.ndim else x.sum() for array, x in zip(self.arrays, sums, strict=False)
+        ]
+        return d_arrays, d_before, r
+
+    @functools.cache  # noqa: B019
+    def _back(self, with_states: bool) -> Operation:
+        n_direct, n_arrays = len(self.hidden) * with_states, len(self.arrays)
+
+        def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
+            given = iter(arrays)
+            currents, z_tm1, d_spikes = _take(given, 3)
+            direct, d_after = _take(given, n_direct), _take(given, len(self.hidden))
+            before, constants = _take(given, len(self.leaves)), _take(given, len(self._constants()))
+            (r,), d_before = _take(given, 1), _take(given, len(self.hidden))
+            sums, kept = _take(given, n_arrays), _take(given, len(self.leaves))
+            n_steps = currents.shape[0]
+            state = [code.scratch(x.dtype, x.shape[1]) for x in before]
+            costate = [code.scratch(x.dtype, x.shape[1]) for x in d_before]
+            populations = self._populations(code, state, constants)
+            with code.loop(last, first) as b:
+                for x, y in zip(before, state, strict=True):
+                    _copy(code, x.part(b), y)
+                with code.loop(n_steps) as t:
+                    for x, y in zip(state, kept, strict=True):  # s_{t-1}
+                        _copy(code, x, y.part(b, t))
+                    self._step(code, populations, currents.part(t, b), z_tm1.part(t, b))
+                for x, y in zip(d_after, costate, strict=True):
+                    _copy(code, x.part(b), y)
+                for x in sums:
+                    with code.loop(x.shape[1]) as j:
+                        x[b, j] = code.number(0, TYPES[self.dtype])
+                with code.loop(n_steps) as later:
+                    t = n_steps - 1 - later
+                    self._step_back(
+                        code,
+                        populations,
+                        [x.part(b, t) for x in kept],
+                        currents.part(t, b),
+                        z_tm1.part(t, b),
+                        d_spikes.part(t, b),
+                        [x.part(t, b) for x in direct],
+                        costate,
+                        [x.part(b) for x in sums],
+                        r.part(t, b),
+                    )
+                for x, y in zip(costate, d_before, strict=True):
+                    _copy(code, x, y.part(b))
+
+        hidden, leaves = [(x, 2) for x in self.hidden], [(x, 2) for x in self.leaves]
+        arguments = [
+            *[(self.dtype, 3), (bool, 3), (self.dtype, 3)],
+            *[(self.dtype, 3)] * n_direct,
+            *hidden,
+            *leaves,
+            *self._constant_types,
+        ]
+        kept = [(x, 3) for x in self.leaves]
+        results = [(self.dtype, 3), *hidden, *[(self.dtype, 2)] * n_arrays, *kept]
+        return Operation("back", arguments, results, (0, 1), body)
+
+    def _step_back(
+        self,
+        code: Code,
+        populations: list[_Cells],
+        states_tm1: list[Array],
+        current: Array,
+        z_tm1: Array,
+        d_spikes: Array,
+        direct: list[Array],
+        costates: list[Array],
+        sums: list[Array],
+        r: Array,
+    ) -> None:
+        """Writes one step back: the costates before it, and r of it."""
+        states, variables, totals = iter(states_tm1), iter(costates), iter(sums)
+        straight = iter(direct)
+        for cells in populations:
+            equations, tables = cells.equations, cells.back_tables
+            of_state = _take(states, len(equations.leaves))
+            of_costates = _take(variables, equations.n_hidden)
+            of_direct = _take(straight, equations.n_hidden) if direct else []
+            of_sums = _take(totals, len(equations.arrays))
+            with code.loop(cells.n) as j:
+                i, rows = cells.first + j, iter(tables)
+                d_hidden = [x[j] for x in of_costates]
+                if direct:
+                    d_hidden = [x + y[j] for x, y in zip(d_hidden, of_direct, strict=True)]
+                given = [
+                    *(x[j] for x in cells.arrays),
+                    *(x[j] for x in of_state),
+                    *(current[column] for column in cells.columns(j)),
+                    z_tm1[i].to(TYPES[self.dtype]),
+                    *d_hidden,
+                    d_spikes[i],
+                ]
+
+                def table(_: Any, rows: Iterator[Array] = rows, j: Number = j) -> Number:
+                    return next(rows)[j]
+
+                found = iter(evaluate(code, equations.back, equations.n, iter(given), table))
+                for x in of_sums:
+                    x[j] = x[j] + next(found)
+                for x in of_costates:
+                    x[j] = next(found)
+                for column in cells.columns(j):
+                    r[column] = next(found)
+
+    # What does not change.
+
+    def _constants(self) -> list[Any]:
+        """Of each cell its trained arrays, and the tables of its equations, `[n]` each."""
+        return [
+            jnp.broadcast_to(jnp.asarray(x), (cell.n,))
+            for cell in self.cells
+            for x in itertools.chain(cell.arrays, cell.step_tables, cell.back_tables)
+        ]
+
+    @property
+    def _constant_types(self) -> list[tuple[Any, int]]:
+        return [
+            (x.dtype, 1)
+            for cell in self.cells
+            for x in itertools.chain(cell.arrays, cell.step_tables, cell.back_tables)
+        ]
+
+    def _populations(self, code: Code, state: list[Array], constants: list[Array]) -> list[_Cells]:
+        leaves, rows = iter(state), iter(constants)
+        first = first_current = code.index(0)
+        populations = []
+        for cell in self.cells:
+            counts = len(cell.arrays), len(cell.step_tables), len(cell.back_tables)
+            own = _take(leaves, len(cell.leaves))
+            arrays, step_tables, back_tables = (_take(rows, n) for n in counts)
+            cells = _Cells(cell, own, arrays, step_tables, back_tables, first, first_current)
+            populations.append(cells)
+            first = first + cells.n
+            first_current = first_current + cells.n * cell.n_currents
+        return populations
+
+
+def _take(arrays: Iterator[Any], count: int) -> list[Any]:
+    return list(itertools.islice(arrays, count))
+
+
+def _copy(code: Code, x: Array, y: Array) -> None:
+    with code.loop(x.shape[0]) as j:
+        y[j] = x[j]

@@ -1,0 +1,247 @@
+"""A cell's equations on the numbers of one neuron, from the jaxpr of its functions on arrays.
+
+A cell is elementwise over neurons, which are the last axis of all that it works on. So with this
+axis left out its jaxpr is a straight line of operations on numbers: those of a small table, and
+some that only move numbers about.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from .language import TYPES, Code, Number
+
+
+class NotTranslatable(Exception):
+    """What in a cell's equations has no translation."""
+
+
+def _function(name: str) -> Callable[..., Number]:
+    return lambda x, *others: x.function(name, *others)
+
+
+def _larger(x: Number, y: Number) -> Number:
+    """NaN if either is."""
+    above = x > y
+    return (above | x.compare("!=", x) if x.is_float else above).choose(x, y)
+
+
+def _smaller(x: Number, y: Number) -> Number:
+    below = x < y
+    return (below | x.compare("!=", x) if x.is_float else below).choose(x, y)
+
+
+ELEMENTWISE: dict[str, Callable[..., Number]] = {
+    "add": lambda x, y: x + y,
+    "add_any": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "mul": lambda x, y: x * y,
+    "div": lambda x, y: x / y,
+    "neg": lambda x: -x,
+    "square": lambda x: x * x,
+    "max": _larger,
+    "min": _smaller,
+    "clamp": lambda low, x, high: _smaller(_larger(x, low), high),
+    "abs": lambda x: x.function("fabs") if x.is_float else (x < 0).choose(-x, x),
+    "sign": lambda x: (x > 0).choose(x.like(1), (x < 0).choose(x.like(-1), x)),
+    "rsqrt": lambda x: x.like(1) / x.function("sqrt"),
+    "logistic": lambda x: x.like(1) / ((-x).function("exp") + 1),
+    **{name: _function(name) for name in ("sqrt", "cbrt", "pow", "exp", "exp2", "expm1", "erf")},
+    **{name: _function(name) for name in ("log", "log1p", "floor", "ceil", "sin", "cos", "tan")},
+    **{name: _function(name) for name in ("asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh")},
+    "eq": lambda x, y: x.compare("==", y),
+    "ne": lambda x, y: x.compare("!=", y),
+    "lt": lambda x, y: x < y,
+    "le": lambda x, y: x.compare("<=", y),
+    "gt": lambda x, y: x > y,
+    "ge": lambda x, y: x.compare(">=", y),
+    "and": lambda x, y: x & y,
+    "or": lambda x, y: x | y,
+    "xor": lambda x, y: x ^ y,
+    "not": lambda x: ~x,
+    "select_n": lambda which, if_false, if_true: which.choose(if_true, if_false),
+    "copy": lambda x: x,
+    "copy_p": lambda x: x,
+    "stop_gradient": lambda x: x,
+}
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+}
+MOVES: dict[str, Callable[..., Any]] = {
+    "reshape": lambda x, p: x.reshape(p["new_sizes"]),
+    "squeeze": lambda x, p: np.squeeze(x, tuple(p["dimensions"])),
+    "expand_dims": lambda x, p: np.expand_dims(x, tuple(p["dimensions"])),
+    "transpose": lambda x, p: np.transpose(x, p["permutation"]),
+    "broadcast_in_dim": lambda x, p: np.broadcast_to(
+        np.expand_dims(
+            x, [i for i in range(len(p["shape"])) if i not in p["broadcast_dimensions"]]
+        ),
+        p["shape"],
+    ),
+    "slice": lambda x, p: x[
+        tuple(map(slice, p["start_indices"], p["limit_indices"], p["strides"] or [None] * x.ndim))
+    ],
+}
+
+
+class _Value(NamedTuple):
+    """An array of the jaxpr: its numbers, `Number`s with all axes; of neurons the last is 1."""
+
+    numbers: np.ndarray
+    of_neurons: bool
+
+
+Table = Callable[[Any], Number]
+"""Of an array `[n]` of constants the number of the neuron at hand."""
+
+
+def evaluate(
+    code: Code, closed: ClosedJaxpr, n: int, arguments: Iterator[Number], table: Table
+) -> list[Number]:
+    """Writes the operations of a jaxpr of arrays `[..., n]`.
+
+    `arguments` are the numbers of one neuron, those of each argument one after another; so are
+    those that are returned.
+    """
+    translation = _Translation(code, n, table)
+    values = []
+    for variable in closed.jaxpr.invars:
+        shape = variable.aval.shape[:-1]
+        numbers = np.empty((*shape, 1), object)
+        for index in np.ndindex(numbers.shape):
+            numbers[index] = next(arguments)
+        values.append(_Value(numbers, True))
+    results = translation.run(closed.jaxpr, closed.consts, values)
+    flat = []
+    for value, variable in zip(results, closed.jaxpr.outvars, strict=True):
+        flat += list(np.broadcast_to(value.numbers, (*variable.aval.shape[:-1], 1)).flat)
+    return flat
+
+
+class _Translation:
+    def __init__(self, code: Code, n: int, table: Table):
+        self.code, self.n, self.table = code, n, table
+
+    def constant(self, x: Any) -> _Value:
+        is_traced = isinstance(x, jax.core.Tracer)
+        x = x if is_traced else np.asarray(x)
+        if x.ndim and x.shape[-1] == self.n and (is_traced or (x != x[..., :1]).any()):
+            numbers = np.empty((*x.shape[:-1], 1), object)
+            for index in np.ndindex(numbers.shape[:-1]):
+                numbers[(*index, 0)] = self.table(x[index])
+            return _Value(numbers, True)
+        if is_traced:
+            raise NotTranslatable(f"an array of shape {x.shape} that is traced")
+        of_neurons = x.ndim > 0 and x.shape[-1] == self.n  # one number for all of them
+        x = x[..., :1] if of_neurons else x
+        numbers = np.empty(x.shape, object)
+        for index in np.ndindex(x.shape):
+            numbers[index] = self._number(x[index])
+        return _Value(numbers, of_neurons)
+
+    def _number(self, x: Any) -> Number:
+        if x.dtype == jax.dtypes.float0:
+            x = np.zeros((), bool)
+        return self.code.number(x.item(), TYPES[x.dtype])
+
+    def run(self, jaxpr: Jaxpr, constants: Sequence[Any], values: Sequence[_Value]) -> list[_Value]:
+        known = {}
+
+        def read(variable):
+            if isinstance(variable, Literal):
+                return self.constant(np.asarray(variable.val, jnp.result_type(variable.aval)))
+            return known[variable]
+
+        for variable, x in zip(jaxpr.constvars, constants, strict=True):
+            known[variable] = x if isinstance(x, _Value) else self.constant(x)
+        known.update(zip(jaxpr.invars, values, strict=True))
+        for equation in jaxpr.eqns:
+            results = self.equation(equation, [read(x) for x in equation.invars])
+            known.update(zip(equation.outvars, results, strict=True))
+        return [read(x) for x in jaxpr.outvars]
+
+    def equation(self, equation: Any, values: list[_Value]) -> list[_Value]:
+        name, parameters = equation.primitive.name, equation.params
+        if name in CALLS:
+            inner = parameters[CALLS[name]]
+            if isinstance(inner, ClosedJaxpr):
+                return self.run(inner.jaxpr, inner.consts, values)
+            return self.run(inner, [], values)
+        if name in ELEMENTWISE:
+            return [self.each(ELEMENTWISE[name], *values)]
+        if name == "integer_pow":
+            return [self.each(lambda x: _power(x, parameters["y"]), *values)]
+        if name == "convert_element_type":
+            wanted = TYPES[np.dtype(parameters["new_dtype"])]
+            return [self.each(lambda x: x.to(wanted), *values)]
+        if name == "reduce_sum":  # over axes of length 1, as a derivative has it
+            (shape,), axes = [x.aval.shape for x in equation.invars], parameters["axes"]
+            if any(shape[axis] != 1 for axis in axes):
+                raise NotTranslatable("a sum")
+            return [self.move("squeeze", {"dimensions": axes}, values, [shape])]
+        if name in MOVES or name == "concatenate":
+            shapes = [x.aval.shape for x in equation.invars]
+            return [self.move(name, parameters, values, shapes)]
+        raise NotTranslatable(f"the operation {name}")
+
+    def each(self, function: Callable[..., Number], *values: _Value) -> _Value:
+        arrays = np.broadcast_arrays(*(x.numbers for x in values))
+        result = np.empty(arrays[0].shape, object)
+        for index in np.ndindex(result.shape):
+            result[index] = function(*(x[index] for x in arrays))
+        return _Value(result, any(x.of_neurons for x in values))
+
+    def move(
+        self, name: str, parameters: Any, values: list[_Value], shapes: list[tuple[int, ...]]
+    ) -> _Value:
+        """On arrays that say which number of which neuron each entry is: it must be its own."""
+        numbers: list[Number] = []
+        of_neurons = any(x.of_neurons for x in values)
+
+        def marked(value, shape):
+            first = len(numbers)
+            numbers.extend(value.numbers.flat)
+            which = np.arange(first, len(numbers)).reshape(value.numbers.shape)
+            marks = np.empty(shape, [("number", int), ("neuron", int)])
+            marks["number"] = which
+            marks["neuron"] = np.arange(self.n) if value.of_neurons else -1
+            return marks
+
+        arrays = [marked(*pair) for pair in zip(values, shapes, strict=True)]
+        if name == "concatenate":
+            moved = np.concatenate(arrays, axis=parameters["dimension"])
+        else:
+            moved = MOVES[name](arrays[0], parameters)
+        if moved.ndim and moved.shape[-1] == self.n:
+            number, neuron = moved["number"], moved["neuron"]
+            own = (neuron == np.arange(self.n)) | (neuron == -1)
+            if own.all() and (number == number[..., :1]).all():
+                return _Value(_pick(numbers, number[..., :1]), True)
+        if of_neurons:
+            raise NotTranslatable(f"the operation {name}, which does not keep neurons apart")
+        return _Value(_pick(numbers, moved["number"]), False)
+
+
+def _pick(numbers: list[Number], which: np.ndarray) -> np.ndarray:
+    result = np.empty(which.shape, object)
+    for index in np.ndindex(which.shape):
+        result[index] = numbers[which[index]]
+    return result
+
+
+def _power(x: Number, exponent: int) -> Number:
+    power = x.like(1)
+    for _ in range(abs(exponent)):
+        power = power * x
+    return power if exponent >= 0 else x.like(1) / power
