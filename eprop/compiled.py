@@ -6,6 +6,7 @@ The numbers are those of `Layer` but for rounding.
 """
 
 import contextlib
+import contextvars
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,22 +19,22 @@ from .layer import Layer, LayerState, Unrolled, trained_constants
 from .sequences import preceding
 from .synapses import Dense
 
-_ENABLED = [True]
+_ENABLED = contextvars.ContextVar("compiled programs are used", default=True)
 
 
 @contextlib.contextmanager
 def without_kernels() -> Iterator[None]:
     """Inside, what is traced runs on XLA alone: to compare the two."""
-    _ENABLED.append(False)
+    token = _ENABLED.set(False)
     try:
         yield
     finally:
-        _ENABLED.pop()
+        _ENABLED.reset(token)
 
 
 def compiled(layer: Layer, n_steps: int) -> "CompiledLayer | None":
     """The layer as compiled programs; `None` if it is to run on XLA."""
-    if n_steps < 2 or not _ENABLED[-1]:
+    if n_steps < 2 or not _ENABLED.get():
         return None
     found = programs(layer)
     return None if isinstance(found, str) else CompiledLayer(layer, found)

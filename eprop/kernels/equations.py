@@ -12,8 +12,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from ..cells import AbstractCell
-from .language import TYPES, Code, Number
-from .scalar import NotTranslatable, evaluate
+from .language import Code, Number
+from .scalar import NotTranslatable, evaluate, type_of
 
 
 class Equations:
@@ -38,6 +38,8 @@ class Equations:
             for x, of_float in zip(template, is_float, strict=True)
         ]
         """The dtype of each leaf of a state."""
+        for leaf in (dtype, *self.leaves):
+            type_of(leaf)
         hidden = [i for i, of_float in enumerate(is_float) if of_float]
         self.n_hidden = len(hidden)
 
@@ -80,11 +82,11 @@ def _tables(closed: ClosedJaxpr, n: int) -> list[Any]:
     def numbers() -> Iterator[Number]:
         for variable in closed.jaxpr.invars:
             for _ in range(math.prod(variable.aval.shape[:-1])):
-                yield code.number(0, TYPES[np.dtype(variable.aval.dtype)])
+                yield code.number(0, type_of(variable.aval.dtype))
 
     def table(row: Any) -> Number:
         found.append(row)
-        return code.number(0, TYPES[np.dtype(row.dtype)])
+        return code.number(0, type_of(row.dtype))
 
     evaluate(code, closed, n, numbers(), table)
     return found

@@ -20,13 +20,11 @@ TYPES = {
     np.dtype(np.float64): ir.DoubleType(),
     np.dtype(np.bool_): BOOL,
     np.dtype(np.int8): ir.IntType(8),
-    np.dtype(np.uint8): ir.IntType(8),
+    np.dtype(np.int16): ir.IntType(16),
     np.dtype(np.int32): ir.IntType(32),
-    np.dtype(np.uint32): ir.IntType(32),
     np.dtype(np.int64): INDEX,
 }
 """What a number of a dtype is to LLVM. In memory a boolean is a byte."""
-
 INTRINSICS = ("fabs", "sqrt", "floor", "ceil", "exp", "exp2", "log", "sin", "cos")
 """Functions that LLVM knows by itself."""
 
@@ -85,8 +83,8 @@ class Number:
         builder, other = self.code.builder, self.like(other)
         if self.is_float:
             write = builder.fcmp_unordered if operator == "!=" else builder.fcmp_ordered
-        else:
-            write = builder.icmp_signed
+        else:  # a boolean is a number of one bit, 0 or 1
+            write = builder.icmp_unsigned if self.type == BOOL else builder.icmp_signed
         return Number(self.code, write(operator, self.value, other.value))
 
     def __lt__(self, other: Any) -> "Number":

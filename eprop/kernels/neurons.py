@@ -66,7 +66,7 @@ def neurons_of(cells: Sequence[AbstractCell], dtype: Any) -> "Neurons":
     Raises `NotTranslatable` if there are none.
     """
     leaves, structure = jax.tree.flatten(tuple(cells))
-    key = (structure, jnp.dtype(dtype), *leaves)
+    key = (structure, jnp.dtype(dtype), jax.config.read("jax_enable_x64"), *leaves)
     try:
         hash(key)
     except TypeError:  # of arrays

@@ -21,6 +21,13 @@ class NotTranslatable(Exception):
     """What in a cell's equations has no translation."""
 
 
+def type_of(dtype: Any) -> Any:
+    """What a number of a dtype is to LLVM."""
+    if np.dtype(dtype) not in TYPES:
+        raise NotTranslatable(f"numbers of dtype {np.dtype(dtype)}")
+    return TYPES[np.dtype(dtype)]
+
+
 def _function(name: str) -> Callable[..., Number]:
     return lambda x, *others: x.function(name, *others)
 
@@ -51,9 +58,10 @@ ELEMENTWISE: dict[str, Callable[..., Number]] = {
     "sign": lambda x: (x > 0).choose(x.like(1), (x < 0).choose(x.like(-1), x)),
     "rsqrt": lambda x: x.like(1) / x.function("sqrt"),
     "logistic": lambda x: x.like(1) / ((-x).function("exp") + 1),
-    **{name: _function(name) for name in ("sqrt", "cbrt", "pow", "exp", "exp2", "expm1", "erf")},
+    **{name: _function(name) for name in ("sqrt", "cbrt", "exp", "exp2", "expm1", "erf")},
     **{name: _function(name) for name in ("log", "log1p", "floor", "ceil", "sin", "cos", "tan")},
     **{name: _function(name) for name in ("asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh")},
+    "pow": lambda x, y: x.function("pow", y.to(x.type)),
     "eq": lambda x, y: x.compare("==", y),
     "ne": lambda x, y: x.compare("!=", y),
     "lt": lambda x, y: x < y,
@@ -78,21 +86,44 @@ CALLS = {
     "remat2": "jaxpr",
     "checkpoint": "jaxpr",
 }
-MOVES: dict[str, Callable[..., Any]] = {
-    "reshape": lambda x, p: x.reshape(p["new_sizes"]),
-    "squeeze": lambda x, p: np.squeeze(x, tuple(p["dimensions"])),
-    "expand_dims": lambda x, p: np.expand_dims(x, tuple(p["dimensions"])),
-    "transpose": lambda x, p: np.transpose(x, p["permutation"]),
-    "broadcast_in_dim": lambda x, p: np.broadcast_to(
-        np.expand_dims(
-            x, [i for i in range(len(p["shape"])) if i not in p["broadcast_dimensions"]]
-        ),
-        p["shape"],
-    ),
-    "slice": lambda x, p: x[
-        tuple(map(slice, p["start_indices"], p["limit_indices"], p["strides"] or [None] * x.ndim))
+Moves = Callable[[list[np.ndarray], Any], list[np.ndarray]]
+
+MOVES: dict[str, Moves] = {
+    "reshape": lambda xs, p: [xs[0].reshape(p["new_sizes"])],
+    "squeeze": lambda xs, p: [np.squeeze(xs[0], tuple(p["dimensions"]))],
+    "expand_dims": lambda xs, p: [np.expand_dims(xs[0], tuple(p["dimensions"]))],
+    "transpose": lambda xs, p: [np.transpose(xs[0], p["permutation"])],
+    "concatenate": lambda xs, p: [np.concatenate(xs, axis=p["dimension"])],
+    "stack": lambda xs, p: [np.stack(xs, axis=p["axis"])],
+    "unstack": lambda xs, p: list(np.moveaxis(xs[0], p["axis"], 0)),
+    "split": lambda xs, p: np.split(xs[0], np.cumsum(p["sizes"])[:-1], axis=p["axis"]),
+    "broadcast_in_dim": lambda xs, p: [
+        np.broadcast_to(
+            np.expand_dims(
+                xs[0], [i for i in range(len(p["shape"])) if i not in p["broadcast_dimensions"]]
+            ),
+            p["shape"],
+        )
     ],
+    "slice": lambda xs, p: [xs[0][_slices(p, xs[0].ndim)]],
+    "pad": lambda xs, p: [_padded(xs[0], xs[1], p["padding_config"])],
 }
+"""Operations that move numbers about, as NumPy's."""
+
+
+def _slices(parameters: Any, ndim: int) -> tuple[slice, ...]:
+    begin, end, step = (parameters[x] for x in ("start_indices", "limit_indices", "strides"))
+    return tuple(map(slice, begin, end, step or [None] * ndim))
+
+
+def _padded(x: np.ndarray, value: np.ndarray, config: Any) -> np.ndarray:
+    if any(low < 0 or high < 0 or interior for low, high, interior in config):
+        raise NotTranslatable("the operation pad, with less than nothing or in between")
+    shape = [low + size + high for (low, high, _), size in zip(config, x.shape, strict=True)]
+    padded = np.full(shape, value, x.dtype)
+    places = zip(config, x.shape, strict=True)
+    padded[tuple(slice(low, low + size) for (low, _, _), size in places)] = x
+    return padded
 
 
 class _Value(NamedTuple):
@@ -153,7 +184,7 @@ class _Translation:
     def _number(self, x: Any) -> Number:
         if x.dtype == jax.dtypes.float0:
             x = np.zeros((), bool)
-        return self.code.number(x.item(), TYPES[x.dtype])
+        return self.code.number(x.item(), type_of(x.dtype))
 
     def run(self, jaxpr: Jaxpr, constants: Sequence[Any], values: Sequence[_Value]) -> list[_Value]:
         known = {}
@@ -164,7 +195,9 @@ class _Translation:
             return known[variable]
 
         for variable, x in zip(jaxpr.constvars, constants, strict=True):
-            known[variable] = x if isinstance(x, _Value) else self.constant(x)
+            if not isinstance(x, jax.core.Tracer):  # NumPy's may be wider than JAX takes them
+                x = np.asarray(x, jnp.result_type(variable.aval))
+            known[variable] = self.constant(x)
         known.update(zip(jaxpr.invars, values, strict=True))
         for equation in jaxpr.eqns:
             results = self.equation(equation, [read(x) for x in equation.invars])
@@ -178,21 +211,23 @@ class _Translation:
             if isinstance(inner, ClosedJaxpr):
                 return self.run(inner.jaxpr, inner.consts, values)
             return self.run(inner, [], values)
+        if name == "select_n" and (len(values) != 3 or equation.invars[0].aval.dtype != bool):
+            raise NotTranslatable("a choice among more than two")
         if name in ELEMENTWISE:
             return [self.each(ELEMENTWISE[name], *values)]
         if name == "integer_pow":
             return [self.each(lambda x: _power(x, parameters["y"]), *values)]
         if name == "convert_element_type":
-            wanted = TYPES[np.dtype(parameters["new_dtype"])]
+            wanted = type_of(parameters["new_dtype"])
             return [self.each(lambda x: x.to(wanted), *values)]
         if name == "reduce_sum":  # over axes of length 1, as a derivative has it
             (shape,), axes = [x.aval.shape for x in equation.invars], parameters["axes"]
             if any(shape[axis] != 1 for axis in axes):
                 raise NotTranslatable("a sum")
-            return [self.move("squeeze", {"dimensions": axes}, values, [shape])]
-        if name in MOVES or name == "concatenate":
+            return self.move("squeeze", {"dimensions": axes}, values, [shape])
+        if name in MOVES:
             shapes = [x.aval.shape for x in equation.invars]
-            return [self.move(name, parameters, values, shapes)]
+            return self.move(name, parameters, values, shapes)
         raise NotTranslatable(f"the operation {name}")
 
     def each(self, function: Callable[..., Number], *values: _Value) -> _Value:
@@ -204,33 +239,30 @@ class _Translation:
 
     def move(
         self, name: str, parameters: Any, values: list[_Value], shapes: list[tuple[int, ...]]
-    ) -> _Value:
+    ) -> list[_Value]:
         """On arrays that say which number of which neuron each entry is: it must be its own."""
         numbers: list[Number] = []
-        of_neurons = any(x.of_neurons for x in values)
 
-        def marked(value, shape):
+        def marked(value: _Value, shape: tuple[int, ...]) -> np.ndarray:
             first = len(numbers)
             numbers.extend(value.numbers.flat)
-            which = np.arange(first, len(numbers)).reshape(value.numbers.shape)
             marks = np.empty(shape, [("number", int), ("neuron", int)])
-            marks["number"] = which
+            marks["number"] = np.arange(first, len(numbers)).reshape(value.numbers.shape)
             marks["neuron"] = np.arange(self.n) if value.of_neurons else -1
             return marks
 
+        def unmarked(marks: np.ndarray) -> _Value:
+            number, neuron = marks["number"], marks["neuron"]
+            if marks.ndim and marks.shape[-1] == self.n:
+                own = (neuron == np.arange(self.n)) | (neuron == -1)
+                if own.all() and (number == number[..., :1]).all():
+                    return _Value(_pick(numbers, number[..., :1]), True)
+            if (neuron >= 0).any():
+                raise NotTranslatable(f"the operation {name}, which does not keep neurons apart")
+            return _Value(_pick(numbers, number), False)
+
         arrays = [marked(*pair) for pair in zip(values, shapes, strict=True)]
-        if name == "concatenate":
-            moved = np.concatenate(arrays, axis=parameters["dimension"])
-        else:
-            moved = MOVES[name](arrays[0], parameters)
-        if moved.ndim and moved.shape[-1] == self.n:
-            number, neuron = moved["number"], moved["neuron"]
-            own = (neuron == np.arange(self.n)) | (neuron == -1)
-            if own.all() and (number == number[..., :1]).all():
-                return _Value(_pick(numbers, number[..., :1]), True)
-        if of_neurons:
-            raise NotTranslatable(f"the operation {name}, which does not keep neurons apart")
-        return _Value(_pick(numbers, moved["number"]), False)
+        return [unmarked(marks) for marks in MOVES[name](arrays, parameters)]
 
 
 def _pick(numbers: list[Number], which: np.ndarray) -> np.ndarray:

@@ -1,0 +1,369 @@
+"""Layers on compiled programs are what they are on XLA; and what runs on which."""
+
+import concurrent.futures
+import functools
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eprop
+from eprop.compiled import programs, without_kernels
+from eprop.kernels import Neurons, events
+from tests.comparison import assert_close, assert_trees_close, relative_error
+
+KEY = jax.random.key(0)
+N_IN, N, N_OUT, T, BATCH = 5, 12, 2, 50, 3
+RULES = {"whole": eprop.EProp(), "windows": eprop.EProp(window=7), "random": None}
+
+
+class ThreeState(NamedTuple):
+    v: jax.Array
+    trace: jax.Array
+    gate: jax.Array
+
+
+class ThreeVariables(eprop.AbstractCell):
+    """An own cell whose author knows nothing of compiled programs."""
+
+    spiking = True
+    n: int = eqx.field(static=True)
+    dt: float = eqx.field(static=True, default=1.0)
+
+    def init(self, batch):
+        zeros = jnp.zeros((batch, self.n))
+        return ThreeState(zeros, zeros, zeros)
+
+    def step(self, state, current, z_tm1):
+        own = self.output(state)
+        gate = 0.9 * state.gate + 0.1 * jnp.tanh(state.v - state.trace)
+        v = 0.9 * state.v + current * jnp.exp(-jnp.square(gate)) - 0.5 * z_tm1
+        return ThreeState(v, 0.95 * state.trace + 0.1 * own, gate)
+
+    def output(self, state):
+        return eprop.Arctan().spike(state.v - 0.4 - state.trace)
+
+
+class ByALoop(ThreeVariables):
+    """One that does the same in a way that has no translation."""
+
+    def output(self, state):
+        threshold = jax.lax.fori_loop(0, 2, lambda _, x: x + 0.2, jnp.zeros_like(state.v))
+        return eprop.Arctan().spike(state.v - threshold - state.trace)
+
+
+def alif(n=N, **kwargs):
+    return eprop.ALIF(n, **{"v_th": 0.3, "beta": 0.1, "tau_a": 100.0, "n_refractory": 2, **kwargs})
+
+
+def alternating(low, high):
+    return np.where(np.arange(N) % 2, low, high).tolist()
+
+
+CELLS = {
+    "LIF": lambda: eprop.LIF(N, v_th=0.3),
+    "ALIF": lambda: alif(),
+    "each its own": lambda: alif(
+        beta=alternating(0.0, 0.2), v_th=alternating(0.2, 0.4), n_refractory=[0, 1, 5] * 4
+    ),
+    "trained": lambda: alif(tau_a=jnp.full(N, 100.0), v_th=jnp.asarray(0.3)),
+    "exponential": lambda: alif(surrogate=eprop.Exponential()),
+    "fast sigmoid": lambda: alif(surrogate=eprop.FastSigmoid(), scale_current=True, v_th=0.03),
+    "CurrentLIF": lambda: eprop.CurrentLIF(N, v_th=0.3),
+    "own": lambda: ThreeVariables(N),
+    "two populations": lambda: [eprop.LIF(5, v_th=0.2), alif(7)],
+    "one neuron": lambda: [eprop.LIF(N - 1, v_th=0.3), eprop.LIF(1, v_th=0.1)],
+}
+OF_LAYER = {
+    "plain": {},
+    "no recurrence": {"w_rec": None},
+    "a bias and autapses": {"bias": jax.nn.initializers.normal(0.1), "autapses": True},
+    "delayed inputs": {"delay_in": np.array([0.0, 1.0, 3.0, 0.0, 2.0])},
+    "sparse inputs": {"sparse": True},
+}
+
+
+def make(cell, of_layer=None):
+    of_layer = dict(OF_LAYER["plain"] if of_layer is None else of_layer)
+    if of_layer.pop("sparse", False):
+        of_layer["w_in"] = eprop.Sparse.random(N_IN, N, fan_in=2, key=KEY)
+    return eprop.Network(
+        cell, n_in=N_IN, n_out=N_OUT, readout_bias=jnp.ones(2), key=KEY, **of_layer
+    )
+
+
+INPUTS = jax.random.bernoulli(KEY, 0.3, (T, BATCH, N_IN))
+TARGETS = jax.random.normal(jax.random.key(1), (T, BATCH, N_OUT))
+
+
+def loss(trajectory, targets):
+    """Looks at outputs, spikes and states."""
+    states = [x for x in jax.tree.leaves(trajectory.states) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    of_states = sum(jnp.mean(jnp.square(x)) for x in states)
+    return jnp.mean((trajectory.outputs - targets) ** 2) + trajectory.spikes.mean() + of_states
+
+
+def on_both(function, *args):
+    """On compiled programs, and on XLA."""
+    fast = jax.jit(function)(*args)
+    with without_kernels():
+        return fast, jax.jit(lambda *args: function(*args))(*args)
+
+
+def is_compiled(network):
+    return [not isinstance(programs(layer), str) for layer in network.layers]
+
+
+@pytest.mark.parametrize("of_layer", OF_LAYER)
+@pytest.mark.parametrize("cell", ["ALIF", "two populations"])
+def test_layers(cell, of_layer):
+    check(make(CELLS[cell](), OF_LAYER[of_layer]), "whole")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_cells(cell, rule):
+    check(make(CELLS[cell]()), rule)
+
+
+def check(network, rule, inputs=INPUTS):
+    rule = RULES[rule] or eprop.EProp(
+        eprop.RandomFeedback(jax.random.normal(KEY, (network.n, N_OUT)))
+    )
+    assert all(is_compiled(network))
+    spikes = [run.spikes for run in on_both(lambda net: net(inputs), network)]
+    np.testing.assert_array_equal(*spikes)
+    assert 0.02 < spikes[0].mean() < 0.7
+    fast, plain = on_both(eprop.value_and_grad(loss, rule), network, inputs, TARGETS)
+    assert_trees_close(fast, plain, 1e-10)
+    assert all(float(jnp.abs(x).max()) > 1e-6 for x in jax.tree.leaves(fast))
+
+
+def test_all_that_happened():
+    fast, plain = on_both(lambda network: network(INPUTS), make(alif()))
+    assert_trees_close(fast, plain, 1e-12)
+
+
+def test_float32():
+    with jax.enable_x64(False):
+        network = make(alif(beta=alternating(0.0, 0.2)))
+        args = network, INPUTS, TARGETS.astype(np.float32)
+        fast, plain = on_both(eprop.value_and_grad(loss, eprop.EProp()), *args)
+        assert network.dtype == np.float32 and all(is_compiled(network))
+        assert_trees_close(fast, plain, 1e-5)
+        assert relative_error(fast[1].w_in, plain[1].w_in) > 0  # they were two programs
+
+
+@pytest.mark.parametrize("inputs", [INPUTS.astype(float), 0.7 * INPUTS.astype(float)])
+def test_graded_inputs(inputs):
+    check(make(alif()), "whole", inputs)
+
+
+def test_layers_in_a_stack():
+    layers = [
+        eprop.Layer(eprop.LIF(8, v_th=0.2), n_in=N_IN, key=KEY),
+        eprop.Layer(eprop.LSTM(6), n_in=8, key=KEY),
+        eprop.Layer(alif(), n_in=6, key=KEY),
+    ]
+    network = eprop.Network(layers, n_out=N_OUT, readout_of="all", key=KEY)
+    assert is_compiled(network) == [True, False, True]
+
+    def of_outputs(trajectory, targets):
+        return jnp.mean((trajectory.outputs - targets) ** 2)
+
+    fast, plain = on_both(eprop.value_and_grad(of_outputs, eprop.EProp()), network, INPUTS, TARGETS)
+    assert_trees_close(fast, plain, 1e-10)
+
+
+def test_gradient_by_the_inputs():
+    network = make(alif())
+
+    def of_inputs(x):
+        return loss(network(x, eprop.EProp()), TARGETS)
+
+    fast, plain = on_both(jax.grad(of_inputs), INPUTS.astype(float))
+    assert_close(fast, plain, 1e-10)
+    assert np.abs(fast).max() > 1e-6
+
+
+def test_from_a_state_in_chunks():
+    network = make(alif())
+    state, _ = network.run(network.init(BATCH), INPUTS[:20])
+    _, later = network.run(state, INPUTS[20:])
+    assert_close(later.outputs, network(INPUTS).outputs[20:], 1e-12)
+
+
+def test_over_seeds():
+    def of_key(key):
+        network = eprop.Network(alif(), n_in=N_IN, n_out=N_OUT, key=key)
+        return eprop.value_and_grad(loss, eprop.EProp())(network, INPUTS, TARGETS)
+
+    keys = jax.random.split(KEY, 3)
+    together = jax.jit(jax.vmap(of_key))(keys)
+    alone = [jax.jit(of_key)(key) for key in keys]
+    assert_trees_close(together, jax.tree.map(lambda *x: jnp.stack(x), *alone), 1e-12)
+
+
+def test_in_a_scan_and_with_checkpoint():
+    network = make(alif())
+    gradient = eprop.grad(loss, eprop.EProp())
+
+    @jax.jit
+    def steps(network):
+        def step(network, _):
+            found = gradient(network, INPUTS, TARGETS)
+            return eqx.apply_updates(network, jax.tree.map(lambda g: -0.01 * g, found)), None
+
+        arrays, rest = eqx.partition(network, eqx.is_inexact_array)
+
+        def of_arrays(arrays, _):
+            return eqx.filter(step(eqx.combine(arrays, rest), None)[0], eqx.is_inexact_array), None
+
+        return jax.lax.scan(of_arrays, arrays, None, length=2)[0]
+
+    with without_kernels():
+        plain = jax.jit(lambda network: steps.__wrapped__(network))(network)
+    assert_trees_close(steps(network), plain, 1e-10)
+
+    def of_network(network):
+        return loss(jax.checkpoint(lambda net: net(INPUTS, eprop.EProp()))(network), TARGETS)
+
+    again = eqx.filter_jit(eqx.filter_grad(of_network))(network)
+    assert_trees_close(again, gradient(network, INPUTS, TARGETS), 1e-12)
+
+
+def test_from_several_threads():
+    """Each gets its own numbers, as often as it asks."""
+    function = jax.jit(eprop.value_and_grad(loss, eprop.EProp()))
+    networks = [
+        eprop.Network(alif(), n_in=N_IN, n_out=N_OUT, key=key) for key in jax.random.split(KEY, 4)
+    ]
+    expected = [function(network, INPUTS, TARGETS) for network in networks]
+
+    def ask(i):
+        return [function(networks[i], INPUTS, TARGETS) for _ in range(50)]
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for found, one in zip(pool.map(ask, range(4)), expected, strict=True):
+            for each in found:
+                jax.tree.map(np.testing.assert_array_equal, each, one)
+
+
+class TestWhatRunsOnXLA:
+    def reason(self, cell, **of_layer):
+        (layer,) = eprop.Network(cell, n_in=N_IN, n_out=N_OUT, key=KEY, **of_layer).layers
+        return programs(layer)
+
+    def test_is_said(self):
+        sparse = eprop.Sparse.random(N, N, fan_in=3, autapses=False, key=KEY)
+        assert "more than 0 or 1" in self.reason(eprop.LSTM(N))
+        assert "no matrix" in self.reason(alif(), w_rec=sparse)
+        assert "delays" in self.reason(alif(), delay_rec=2.0)
+        assert "the operation" in self.reason(ByALoop(N))
+        assert isinstance(self.reason(alif()), Neurons)
+
+    def test_is_what_it_was(self):
+        """The fall-back of an own cell, against the same cell that is compiled."""
+        gradient = eprop.value_and_grad(loss, eprop.EProp())
+        slow, fast = (
+            jax.jit(gradient)(make(cell), INPUTS, TARGETS)
+            for cell in (ByALoop(N), ThreeVariables(N))
+        )
+        assert_close(slow[0], fast[0], 1e-12)
+        assert_close(slow[1].w_rec, fast[1].w_rec, 1e-10)
+
+    def test_no_program_without_kernels(self):
+        def text(network):
+            return jax.jit(lambda network: network(INPUTS).outputs).lower(network).as_text()
+
+        network = make(alif())
+        assert "eprop_run" in text(network)
+        with without_kernels():
+            assert "eprop_run" not in text(network)
+
+
+class TestEvents:
+    @pytest.mark.parametrize("rate", [0.0, 0.05, 0.5, 1.0])
+    @pytest.mark.parametrize("n", [1, 7, 8, 9, 31])
+    def test_products(self, n, rate):
+        rng = np.random.default_rng(n)
+        x = jnp.asarray(rng.random((6, 5, n)) < rate)
+        rows, start, post = (rng.normal(size=s) for s in ((n, 3), (6, 5, 3), (6, 5, 4)))
+        plain = np.asarray(x, float)
+        found = events.currents(x, jnp.asarray(rows), jnp.asarray(start))
+        assert_close(found, start + plain @ rows, 1e-12)
+        found = events.product(x, jnp.asarray(post))
+        assert_close(found, np.tensordot(plain, post, axes=((0, 1), (0, 1))), 1e-12)
+
+    def test_two_in_one_program(self):
+        x = jnp.asarray(np.random.default_rng(0).random((50, 40, 30)) < 0.1)
+        rows = jnp.asarray(np.random.default_rng(1).normal(size=(30, 20)))
+        zeros = jnp.zeros((50, 40, 20))
+
+        @jax.jit
+        def both(x):
+            return events.currents(x, rows, zeros), events.currents(~x, rows, zeros)
+
+        first, second = both(x)
+        assert_close(first + second, jnp.broadcast_to(rows.sum(0), zeros.shape), 1e-12)
+
+
+ELEMENTWISE = {
+    "exp": jnp.exp,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "softplus": jax.nn.softplus,
+    "elu": jax.nn.elu,
+    "sqrt": lambda x: jnp.sqrt(x * x + 0.5) + jax.lax.rsqrt(x * x + 0.5),
+    "log": lambda x: jnp.log(x * x + 0.5) + jnp.log1p(x * x) + jnp.expm1(x),
+    "sin": lambda x: jnp.sin(x) + jnp.cos(2 * x) + jnp.arctan(x),
+    "power": lambda x: x**3 + (x * x + 1.0) ** -2 + jnp.power(x * x + 0.5, 0.7),
+    "clip": lambda x: (
+        jnp.clip(x, -0.5, 0.5) + jnp.abs(x) + jnp.maximum(x, 0.2) - jnp.minimum(x, 0.1)
+    ),
+    "floor": lambda x: x - jnp.floor(x) + jnp.ceil(x) + jnp.sign(x),
+    "where": lambda x: jnp.where((x > 0) & ~(x > 1) | (x < -1), x, -x),
+    "compare": lambda x: x * ((x != 0.3) ^ (x >= 1.0)).astype(x.dtype),
+    "erf": lambda x: jax.lax.erf(x) + jnp.sinh(x) + jnp.cosh(x),
+    "stack": lambda x: jnp.stack([x, 2 * x, 3 * x])[1] + jnp.sum(jnp.stack([x, x])[1:], axis=0),
+    "integers": lambda x: x * (x > 0).astype(jnp.int32).astype(x.dtype),
+}
+
+
+class OneFunction(eprop.AbstractCell):
+    """Its potential goes through a function at each step."""
+
+    function: callable = eqx.field(static=True)
+    spiking = True
+    n: int = eqx.field(static=True, default=N)
+    dt: float = eqx.field(static=True, default=1.0)
+
+    def init(self, batch):
+        return ThreeState(*[jnp.zeros((batch, self.n))] * 3)
+
+    def step(self, state, current, z_tm1):
+        v = 0.8 * state.v + current - 0.3 * z_tm1
+        return ThreeState(v, 0.5 * state.trace + 0.5 * self.function(v), state.gate)
+
+    def output(self, state):
+        return eprop.Arctan().spike(state.v - 0.5 + 0.1 * jnp.tanh(state.trace))
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_operations(name):
+    """Each, and its derivative, is JAX's."""
+    check(make(OneFunction(ELEMENTWISE[name])), "whole")
+
+
+def test_negative_control(monkeypatch):
+    """A wrong derivative is seen."""
+    from eprop.kernels import scalar
+
+    cell = functools.partial(OneFunction, lambda x: jnp.tanh(1.0 * x))
+    monkeypatch.setitem(scalar.ELEMENTWISE, "tanh", lambda x: x)
+    network = make(cell())
+    fast, plain = on_both(eprop.value_and_grad(loss, eprop.EProp()), network, INPUTS, TARGETS)
+    assert relative_error(fast[1].w_rec, plain[1].w_rec) > 1e-3
