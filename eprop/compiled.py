@@ -7,6 +7,7 @@ The numbers are those of `Layer` but for rounding.
 
 import contextlib
 import contextvars
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,6 +45,8 @@ def programs(layer: Layer) -> Neurons | str:
     """The programs of a layer's neurons, or why it runs on XLA."""
     if jax.default_backend() != "cpu":
         return f"the device is a {jax.default_backend()}"
+    if os.name != "posix":
+        return f"the system is {os.name}"
     if not layer.neurons.spiking:
         return "its neurons send more than 0 or 1"
     if layer.recurrent is not None and not isinstance(layer.recurrent, Dense):
@@ -62,18 +65,21 @@ class CompiledLayer:
 
     def __init__(self, layer: Layer, neurons: Neurons):
         self.layer, self.neurons = layer, neurons
+        self.constants: list[Array] = jax.tree.leaves(trained_constants(layer))
 
     def unroll(self, start: LayerState, below: Array, w: dict[str, Array]) -> Unrolled:
         """`Layer.unroll`, with booleans for spikes."""
         layer = self.layer
         drive = self._drive(start, below, w)
         w_rec = None if layer.recurrent is None else w["recurrent"]
-        spikes, neurons = self.neurons.run(drive, w_rec, start.spikes > 0, start.neurons)
+        spikes, neurons = self.neurons.run(
+            drive, w_rec, start.spikes > 0, start.neurons, self.constants
+        )
         as_numbers = spikes.astype(layer.dtype)
         end = LayerState(neurons, as_numbers[-1], layer.past_after(start, below, as_numbers))
         z_tm1 = self._z_tm1(start, spikes)
         currents = self._with_recurrent(drive, z_tm1, w)
-        states = self.neurons.replay(currents, z_tm1, start.neurons)
+        states = self.neurons.replay(currents, z_tm1, start.neurons, self.constants)
         return Unrolled(end, spikes, states, currents)
 
     def again(self, start: LayerState, below: Array, spikes: Array, w: dict[str, Array]) -> "Again":
@@ -126,8 +132,10 @@ class Again:
         self, cotangents: tuple[Array, list[Array] | None, list[Array]]
     ) -> tuple[Any, list[Array], Array]:
         """From dE/dz_t, ∂E/∂s_t and dE/ds at the end: dE/d(constants), dE/ds before, r_t."""
-        neurons, start = self.compiled.neurons, self.start.neurons
-        found = neurons.back(self.currents, self.z_tm1, start, *cotangents)
+        compiled, start = self.compiled, self.start.neurons
+        found = compiled.neurons.back(
+            self.currents, self.z_tm1, start, compiled.constants, *cotangents
+        )
         d_arrays, d_before, r = found
         constants = trained_constants(self.compiled.layer)
         return jax.tree.unflatten(jax.tree.structure(constants), d_arrays), d_before, r

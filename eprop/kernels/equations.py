@@ -24,9 +24,9 @@ class Equations:
 
     def __init__(self, cell: AbstractCell, dtype: Any):
         arrays, rest = eqx.partition(cell, eqx.is_inexact_array)
-        self.arrays: list[Any]
-        """The trained arrays, each `[n]` or a number."""
-        self.arrays, of_arrays = jax.tree.flatten(arrays)
+        leaves, of_arrays = jax.tree.flatten(arrays)
+        self.arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+        """Shape and dtype of the trained arrays, each `[n]` or a number."""
         for x in self.arrays:
             if x.shape not in ((), (cell.n,)):
                 raise NotTranslatable(f"a trained constant of shape {x.shape}")

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,15 +62,17 @@ class _Cells(NamedTuple):
 
 
 def neurons_of(cells: Sequence[AbstractCell], dtype: Any) -> "Neurons":
-    """The programs of a layer's neurons; those of cells without arrays are kept for next time.
+    """The programs of a layer's neurons, kept for next time.
 
     Raises `NotTranslatable` if there are none.
     """
-    leaves, structure = jax.tree.flatten(tuple(cells))
-    key = (structure, jnp.dtype(dtype), jax.config.read("jax_enable_x64"), *leaves)
+    arrays, rest = eqx.partition(tuple(cells), eqx.is_inexact_array)
+    leaves, structure = jax.tree.flatten(rest)
+    of_arrays = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(arrays))
+    key = (structure, np.dtype(dtype), jax.config.read("jax_enable_x64"), of_arrays, *leaves)
     try:
         hash(key)
-    except TypeError:  # of arrays
+    except TypeError:  # of arrays that are not trained
         return Neurons(cells, dtype)
     if key not in _known:
         _known[key] = Neurons(cells, dtype)
@@ -80,7 +83,13 @@ _known: dict[Any, "Neurons"] = {}
 
 
 class Neurons:
-    """The programs of the neurons of a layer."""
+    """The programs of the neurons of a layer.
+
+    All take the cells' trained arrays, as they are now.
+    """
+
+    def __repr__(self) -> str:
+        return f"<compiled programs for {sum(cell.n for cell in self.cells)} neurons>"
 
     def __init__(self, cells: Sequence[AbstractCell], dtype: Any):
         self.dtype = np.dtype(dtype)
@@ -97,13 +106,14 @@ class Neurons:
         w_rec: Float[JaxArray, "n n_post"] | None,
         z_before: Bool[JaxArray, "batch n"],
         states: Any,
+        arrays: list[JaxArray],
     ) -> tuple[Bool[JaxArray, "time batch n"], Any]:
         """z_t under `drive` and the recurrent currents, and the states after the last step."""
         leaves, structure = jax.tree.flatten(states)
         rows = [] if w_rec is None else [w_rec]
         shapes = [(*drive.shape[:2], z_before.shape[1]), *(x.shape for x in leaves)]
         spikes, *after = self._run(len(rows))(
-            drive, z_before, *rows, *leaves, *self._constants(), shapes=shapes
+            drive, z_before, *rows, *leaves, *self._constants(arrays), shapes=shapes
         )
         return spikes, structure.unflatten(after)
 
@@ -113,7 +123,7 @@ class Neurons:
             given = iter(arrays)
             drive, z_before = _take(given, 2)
             rows, before = _take(given, n_matrices), _take(given, len(self.leaves))
-            constants = _take(given, len(self._constants()))
+            constants = _take(given, len(self._constant_types))
             spikes, *after = given
             current = code.scratch(self.dtype, drive.shape[2])
             z = code.scratch(bool, spikes.shape[2])
@@ -147,11 +157,13 @@ class Neurons:
         currents: Float[JaxArray, "time batch n_post"],
         z_tm1: Bool[JaxArray, "time batch n"],
         states: Any,
+        arrays: list[JaxArray],
     ) -> Any:
         """The states of all steps, from those before the first."""
         leaves, structure = jax.tree.flatten(states)
         shapes = [(len(currents), *x.shape) for x in leaves]
-        found = self._replay(currents, z_tm1, *leaves, *self._constants(), shapes=shapes)
+        constants = self._constants(arrays)
+        found = self._replay(currents, z_tm1, *leaves, *constants, shapes=shapes)
         return structure.unflatten(found)
 
     @functools.cached_property
@@ -159,7 +171,10 @@ class Neurons:
         def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
             given = iter(arrays)
             currents, z_tm1 = _take(given, 2)
-            before, constants = _take(given, len(self.leaves)), _take(given, len(self._constants()))
+            before, constants = (
+                _take(given, len(self.leaves)),
+                _take(given, len(self._constant_types)),
+            )
             states = list(given)
             state = [code.scratch(x.dtype, x.shape[1]) for x in before]
             populations = self._populations(code, state, constants)
@@ -187,6 +202,7 @@ class Neurons:
         currents: Float[JaxArray, "time batch n_post"],
         z_tm1: Bool[JaxArray, "time batch n"],
         states: Any,
+        arrays: list[JaxArray],
         d_spikes: Float[JaxArray, "time batch n"],
         d_states: list[JaxArray] | None,
         d_after: list[JaxArray],
@@ -209,7 +225,7 @@ class Neurons:
             *(d_states or []),
             *d_after,
             *leaves,
-            *self._constants(),
+            *self._constants(arrays),
             shapes=[currents.shape, *(x.shape for x in d_after), *of_arrays, *kept],
         )
         d_before, sums = found[: len(d_after)], found[len(d_after) :]
@@ -226,7 +242,10 @@ class Neurons:
             given = iter(arrays)
             currents, z_tm1, d_spikes = _take(given, 3)
             direct, d_after = _take(given, n_direct), _take(given, len(self.hidden))
-            before, constants = _take(given, len(self.leaves)), _take(given, len(self._constants()))
+            before, constants = (
+                _take(given, len(self.leaves)),
+                _take(given, len(self._constant_types)),
+            )
             (r,), d_before = _take(given, 1), _take(given, len(self.hidden))
             sums, kept = _take(given, n_arrays), _take(given, len(self.leaves))
             n_steps = currents.shape[0]
@@ -323,12 +342,13 @@ class Neurons:
 
     # What does not change.
 
-    def _constants(self) -> list[Any]:
+    def _constants(self, arrays: list[JaxArray]) -> list[JaxArray]:
         """Of each cell its trained arrays, and the tables of its equations, `[n]` each."""
+        trained = iter(arrays)
         return [
             jnp.broadcast_to(jnp.asarray(x), (cell.n,))
             for cell in self.cells
-            for x in itertools.chain(cell.arrays, cell.step_tables, cell.back_tables)
+            for x in (*_take(trained, len(cell.arrays)), *cell.step_tables, *cell.back_tables)
         ]
 
     @property
