@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .kernels import Neurons, NotTranslatable, events, neurons_of
+from .kernels import Neurons, NotTranslatable, event_currents, event_product, neurons_of
 from .layer import Layer, LayerState, Unrolled, trained_constants
 from .sequences import preceding
 from .synapses import Dense
@@ -103,12 +103,12 @@ class CompiledLayer:
             return layer.drive(layer.delayed_below(start, below), w)
         shape = (*below.shape[:2], layer.neurons.n_post)
         first = w["bias"][None] if layer.bias is not None else jnp.zeros((), layer.dtype)
-        return events.currents(seen, w["below"], jnp.broadcast_to(first, shape))
+        return event_currents(seen, w["below"], jnp.broadcast_to(first, shape))
 
     def _with_recurrent(self, drive: Array, z_tm1: Array, w: dict[str, Array]) -> Array:
         if self.layer.recurrent is None:
             return drive
-        return events.currents(z_tm1, w["recurrent"], drive)
+        return event_currents(z_tm1, w["recurrent"], drive)
 
 
 class Again:
@@ -148,7 +148,7 @@ class Again:
         (gradients,) = of_others(r)
         of_dense = {
             "below": lambda: self._of_below(pre, r),
-            "recurrent": lambda: events.product(self.z_tm1, r),
+            "recurrent": lambda: event_product(self.z_tm1, r),
             "bias": lambda: r.sum((0, 1))[None],
         }
         if layer.rows:
@@ -157,10 +157,10 @@ class Again:
 
     def _of_below(self, pre: dict[str, Array], r: Array) -> Array:
         if self.seen_below is not None:
-            return events.product(self.seen_below, r)
+            return event_product(self.seen_below, r)
         seen = self.compiled.layer.share("below", pre, axis=-1)
         return jnp.tensordot(seen, r, axes=((0, 1), (0, 1)))
 
     def of_readout(self, error: Array) -> Float[Array, "n n_out"]:
         """Σ_t z_tᵀ error_t."""
-        return events.product(self.spikes, error)
+        return event_product(self.spikes, error)

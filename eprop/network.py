@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Shaped
 from . import checks
 from .cells import AbstractCell
 from .compiled import compiled
-from .kernels import events
+from .kernels import event_currents
 from .layer import Layer
 from .readout import Readout
 from .record import Block, all_spikes, block_steps
@@ -364,7 +364,7 @@ class Network(eqx.Module):
                     run = programs.unroll(start, received, w[i])
                     spikes = run.spikes
                     if w_out is not None:
-                        drive = events.currents(spikes, w_out, drive)
+                        drive = event_currents(spikes, w_out, drive)
                 else:
                     run = layer.unroll(
                         start,

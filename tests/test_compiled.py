@@ -12,7 +12,7 @@ import pytest
 
 import eprop
 from eprop.compiled import programs, without_kernels
-from eprop.kernels import Neurons, events
+from eprop.kernels import Neurons, event_currents, event_product
 from tests.comparison import assert_close, assert_trees_close, relative_error
 
 KEY = jax.random.key(0)
@@ -293,9 +293,9 @@ class TestEvents:
         x = jnp.asarray(rng.random((6, 5, n)) < rate)
         rows, start, post = (rng.normal(size=s) for s in ((n, 3), (6, 5, 3), (6, 5, 4)))
         plain = np.asarray(x, float)
-        found = events.currents(x, jnp.asarray(rows), jnp.asarray(start))
+        found = event_currents(x, jnp.asarray(rows), jnp.asarray(start))
         assert_close(found, start + plain @ rows, 1e-12)
-        found = events.product(x, jnp.asarray(post))
+        found = event_product(x, jnp.asarray(post))
         assert_close(found, np.tensordot(plain, post, axes=((0, 1), (0, 1))), 1e-12)
 
     def test_two_in_one_program(self):
@@ -305,7 +305,7 @@ class TestEvents:
 
         @jax.jit
         def both(x):
-            return events.currents(x, rows, zeros), events.currents(~x, rows, zeros)
+            return event_currents(x, rows, zeros), event_currents(~x, rows, zeros)
 
         first, second = both(x)
         assert_close(first + second, jnp.broadcast_to(rows.sum(0), zeros.shape), 1e-12)

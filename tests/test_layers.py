@@ -92,7 +92,7 @@ def inside(module, source=None):
 
 def test_every_module_has_one_level():
     assert sorted(name for names in LEVELS for name in names) == sorted(PATHS)
-    assert FOLDERS == ["cells", "synapses"]
+    assert FOLDERS == ["cells", "kernels", "synapses"]
 
 
 @pytest.mark.parametrize("module", PATHS)

@@ -1,6 +1,7 @@
 """Loops over time, neurons and events, written once and compiled for each kind of cell."""
 
-from . import events as events
+from .events import event_currents as event_currents
+from .events import event_product as event_product
 from .neurons import Neurons as Neurons
 from .neurons import neurons_of as neurons_of
 from .scalar import NotTranslatable as NotTranslatable

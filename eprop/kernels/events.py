@@ -73,7 +73,7 @@ def _product(dtype: Any) -> Operation:
     return Operation("gradient", [(bool, 2), (dtype, 2)], [(dtype, 2)], (0, 1), body)
 
 
-def currents(
+def event_currents(
     events: Bool[JaxArray, "time batch n_pre"],
     rows: Float[JaxArray, "n_pre n_post"],
     start: Float[JaxArray, "time batch n_post"],
@@ -85,7 +85,7 @@ def currents(
     return totals.reshape(start.shape)
 
 
-def product(
+def event_product(
     events: Bool[JaxArray, "time batch n_pre"], post: Float[JaxArray, "time batch n_post"]
 ) -> Float[JaxArray, "n_pre n_post"]:
     """Σ_t eventsᵀ_t post_t, over the batch, too."""
