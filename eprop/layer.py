@@ -211,9 +211,8 @@ class Layer(eqx.Module):
         current and the reset. `perturbation` is added to each z_t as the network sees it: the
         derivative with respect to it, at zero, is the total derivative dE/dz_t.
         """
-        drive = self.drive(
-            self.delayed_below(start, below), w
-        )  # one product for all steps, [time, batch, n_post]
+        # One product for all steps, [time, batch, n_post].
+        drive = self.drive(self.delayed_below(start, below), w)
         steps, line = self.delays.get("recurrent"), None
         if steps is not None:
             line = self.delay_line.init(jnp.moveaxis(start.past["recurrent"], 1, 0))

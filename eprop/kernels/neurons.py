@@ -171,10 +171,8 @@ class Neurons:
         def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
             given = iter(arrays)
             currents, z_tm1 = _take(given, 2)
-            before, constants = (
-                _take(given, len(self.leaves)),
-                _take(given, len(self._constant_types)),
-            )
+            before = _take(given, len(self.leaves))
+            constants = _take(given, len(self._constant_types))
             states = list(given)
             state = [code.scratch(x.dtype, x.shape[1]) for x in before]
             populations = self._populations(code, state, constants)
@@ -242,10 +240,8 @@ class Neurons:
             given = iter(arrays)
             currents, z_tm1, d_spikes = _take(given, 3)
             direct, d_after = _take(given, n_direct), _take(given, len(self.hidden))
-            before, constants = (
-                _take(given, len(self.leaves)),
-                _take(given, len(self._constant_types)),
-            )
+            before = _take(given, len(self.leaves))
+            constants = _take(given, len(self._constant_types))
             (r,), d_before = _take(given, 1), _take(given, len(self.hidden))
             sums, kept = _take(given, n_arrays), _take(given, len(self.leaves))
             n_steps = currents.shape[0]
