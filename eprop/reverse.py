@@ -39,7 +39,8 @@ def keeps_currents(layer: Layer, n_steps: int, batch: int) -> bool:
     """Whether the input currents of a run are kept, or computed again from the spikes."""
     n_inputs = sum(synapses.n_pre for synapses in layer.synapses.values())
     n_bytes = n_steps * batch * layer.neurons.n_post * jnp.dtype(layer.dtype).itemsize
-    return n_bytes <= KEPT_BYTES or n_inputs > KEPT_INPUTS
+    is_worth_it = n_bytes <= KEPT_BYTES or n_inputs > KEPT_INPUTS
+    return is_worth_it and compiled(layer, n_steps) is None  # where only spikes are added up again
 
 
 class Signals(NamedTuple):
