@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .kernels import Neurons, NotTranslatable, event_currents, event_product, neurons_of
+from .kernels import Drive, Neurons, NotTranslatable, event_product, neurons_of
 from .layer import Layer, LayerState, Unrolled, trained_constants
 from .sequences import preceding
 from .synapses import Dense
@@ -68,19 +68,19 @@ class CompiledLayer:
         self.constants: list[Array] = jax.tree.leaves(trained_constants(layer))
 
     def unroll(self, start: LayerState, below: Array, w: dict[str, Array]) -> Unrolled:
-        """`Layer.unroll`, with booleans for spikes."""
+        """`Layer.unroll`, with booleans for spikes and without the currents."""
         layer = self.layer
-        drive = self._drive(start, below, w)
+        drive = self.drive(start, below, w)
         w_rec = None if layer.recurrent is None else w["recurrent"]
         spikes, neurons = self.neurons.run(
-            drive, w_rec, start.spikes > 0, start.neurons, self.constants
+            drive, w_rec, start.spikes > 0, start.neurons, self.constants, len(below)
         )
         as_numbers = spikes.astype(layer.dtype)
         end = LayerState(neurons, as_numbers[-1], layer.past_after(start, below, as_numbers))
         z_tm1 = self._z_tm1(start, spikes)
-        currents = self._with_recurrent(drive, z_tm1, w)
-        states = self.neurons.replay(currents, z_tm1, start.neurons, self.constants)
-        return Unrolled(end, spikes, states, currents)
+        drive = self.with_recurrent(drive, z_tm1, w)
+        states = self.neurons.replay(drive, z_tm1, start.neurons, self.constants)
+        return Unrolled(end, spikes, states, None)
 
     def again(self, start: LayerState, below: Array, spikes: Array, w: dict[str, Array]) -> "Again":
         """The layer once more, to be differentiated."""
@@ -97,18 +97,19 @@ class CompiledLayer:
             return below
         return self.layer.delayed_below(start, below) > 0
 
-    def _drive(self, start: LayerState, below: Array, w: dict[str, Array]) -> Array:
+    def drive(self, start: LayerState, below: Array, w: dict[str, Array]) -> Drive:
+        """The currents from below and of the bias."""
         layer, seen = self.layer, self.events_below(start, below)
         if seen is None:
-            return layer.drive(layer.delayed_below(start, below), w)
-        shape = (*below.shape[:2], layer.neurons.n_post)
-        first = w["bias"][None] if layer.bias is not None else jnp.zeros((), layer.dtype)
-        return event_currents(seen, w["below"], jnp.broadcast_to(first, shape))
+            return Drive(layer.drive(layer.delayed_below(start, below), w))
+        nothing = jnp.zeros(layer.neurons.n_post, layer.dtype)
+        return Drive(nothing if layer.bias is None else w["bias"][0], [(seen, w["below"])])
 
-    def _with_recurrent(self, drive: Array, z_tm1: Array, w: dict[str, Array]) -> Array:
+    def with_recurrent(self, drive: Drive, z_tm1: Array, w: dict[str, Array]) -> Drive:
+        """All currents."""
         if self.layer.recurrent is None:
             return drive
-        return event_currents(z_tm1, w["recurrent"], drive)
+        return Drive(drive.start, [*drive.sources, (z_tm1, w["recurrent"])])
 
 
 class Again:
@@ -126,7 +127,7 @@ class Again:
         self.below = below
         self.seen_below = compiled.events_below(start, below)
         self.z_tm1 = compiled._z_tm1(start, spikes)
-        self.currents = compiled._with_recurrent(compiled._drive(start, below, w), self.z_tm1, w)
+        self.drive = compiled.with_recurrent(compiled.drive(start, below, w), self.z_tm1, w)
 
     def pullback(
         self, cotangents: tuple[Array, list[Array] | None, list[Array]]
@@ -134,7 +135,7 @@ class Again:
         """From dE/dz_t, ∂E/∂s_t and dE/ds at the end: dE/d(constants), dE/ds before, r_t."""
         compiled, start = self.compiled, self.start.neurons
         found = compiled.neurons.back(
-            self.currents, self.z_tm1, start, compiled.constants, *cotangents
+            self.drive, self.z_tm1, start, compiled.constants, *cotangents
         )
         d_arrays, d_before, r = found
         constants = trained_constants(self.compiled.layer)

@@ -36,8 +36,8 @@ class Unrolled(NamedTuple):
     end: LayerState
     spikes: Float[Array, "time batch n"]
     states: tuple[Any, ...]
-    currents: Float[Array, "time batch n_post"]
-    """I_t."""
+    currents: Float[Array, "time batch n_post"] | None
+    """I_t, where they have been formed."""
 
 
 class Layer(eqx.Module):

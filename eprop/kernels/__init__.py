@@ -2,6 +2,7 @@
 
 from .events import event_currents as event_currents
 from .events import event_product as event_product
+from .neurons import Drive as Drive
 from .neurons import Neurons as Neurons
 from .neurons import neurons_of as neurons_of
 from .scalar import NotTranslatable as NotTranslatable

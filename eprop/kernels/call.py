@@ -195,7 +195,6 @@ declare i64 @llvm.smin.i64(i64, i64)
 {external}declare i32 @sched_yield()
 """
 PIECES = 4
-"""Into how many pieces for each thread the items are cut: some take longer than others."""
 
 Body = Callable[[Code, list[Array], Number, Number], None]
 
@@ -209,6 +208,8 @@ class Operation:
     - `arguments`, `results`: dtype and number of axes of each array.
     - `items`: `(array, axis)`: the size of which of all these arrays is the number of items.
     - `body`: writes the work on the items from one index to before another.
+    - `pieces`: into how many pieces for each thread the items are cut: some may take longer than
+      others, but each begins anew.
     """
 
     def __init__(
@@ -218,9 +219,10 @@ class Operation:
         results: Sequence[tuple[Any, int]],
         items: tuple[int, int],
         body: Body,
+        pieces: int = PIECES,
     ):
         self.results = [np.dtype(dtype) for dtype, _ in results]
-        text = _program(name, [*arguments, *results], len(arguments), items, body)
+        text = _program(name, [*arguments, *results], len(arguments), items, body, pieces)
         self.target = f"eprop_{name}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         _register(self.target, text)
 
@@ -236,6 +238,7 @@ def _program(
     n_arguments: int,
     items: tuple[int, int],
     body: Body,
+    pieces: int,
 ) -> str:
     module = ir.Module(name)
     n_sizes = sum(rank for _, rank in buffers)
@@ -273,7 +276,7 @@ def _program(
         function.linkage = "internal"
     declarations = {"malloc": "declare ptr @malloc(i64)", "free": "declare void @free(ptr)"}
     external = "\n".join(text for name, text in declarations.items() if name not in module.globals)
-    entry = ENTRY.format(table=table, buffer=k, axis=axis, pieces=PIECES, external=external + "\n")
+    entry = ENTRY.format(table=table, buffer=k, axis=axis, pieces=pieces, external=external + "\n")
     return f"{module}\n{entry}"
 
 
@@ -315,6 +318,7 @@ attributes #0 = {{ nounwind "target-cpu"="{cpu}" "target-features"="{features}"
     module.verify()
     options = llvm.create_pipeline_tuning_options(3)
     options.loop_vectorization = options.slp_vectorization = True
+    options.loop_interleaving = False  # layers are narrow: what is left over would be slow
     passes = llvm.create_pass_builder(target, options)
     passes.getModulePassManager().run(module, passes)
     engine = llvm.create_mcjit_compiler(module, target)

@@ -7,50 +7,108 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array as JaxArray
 from jaxtyping import Bool, Float
 
 from .call import Operation
 from .language import TYPES, Array, Code, Number
 
+TOGETHER = 4
+"""Rows that are added at a time: they come from memory side by side, and the sum is read once."""
+TILE = 2**17
+"""Numbers of `post` that a sum over steps looks at again and again: what fits into the cache."""
 
-def each_event(
-    code: Code, events: Array, write: Callable[[Number], None], end: Any, begin: Any = 0
-) -> None:
-    """Writes what to do for each index from `begin` to before `end` at which there is a 1.
 
-    Eight are looked at together: mostly all are 0.
-    """
-    begin = code.index(begin)
-    n_words = (code.index(end) - begin) / 8
-    with code.loop(n_words) as word:
-        first = word * 8 + begin
-        some = events.eight(first).compare("!=", 0)
-        with code.when(some), code.loop(first + 8, first) as i, code.when(events[i]):
-            write(i)
-    with code.loop(end, n_words * 8 + begin) as i, code.when(events[i]):
+def each_event(code: Code, events: Array, write: Callable[[Number], None]) -> None:
+    """Writes what to do for the index of each 1 of a row, eight of which are looked at together."""
+    n = events.shape[0]
+    n_words = n / 8
+    with code.loop(n_words) as word, code.each_byte(events.eight(word * 8)) as i:
+        write(word * 8 + i)
+    with code.loop(n, n_words * 8) as i, code.when(events[i]):
         write(i)
 
 
-def add_rows(code: Code, events: Array, rows: Array, total: Array) -> None:
-    """Writes: to `total` add the rows of the events."""
+class Counter:
+    """A whole number that a program counts up. Ask for it before any loop."""
 
-    def add(i: Number) -> None:
-        with code.loop(total.shape[0]) as j:
-            total[j] = total[j] + rows[i, j]
+    def __init__(self, code: Code):
+        self.code, self._memory = code, code.scratch(np.int64, 1)
 
-    each_event(code, events, add, events.shape[0])
+    def reset(self) -> None:
+        self._memory[0] = self.code.index(0)
+
+    @property
+    def value(self) -> Number:
+        return self._memory[0]
+
+    def next(self) -> Number:
+        """The value, which goes up by 1."""
+        value = self.value
+        self._memory[0] = value + 1
+        return value
+
+
+class EventList:
+    """Where there is a 1 among up to so many. Ask for it before any loop."""
+
+    def __init__(self, code: Code, longest: Any):
+        self.code, self.count = code, Counter(code)
+        self.indices = code.scratch(np.int64, longest)
+
+    def find(self, events: Array) -> None:
+        """Writes: the list is that of these events."""
+        self.count.reset()
+
+        def append(i: Number) -> None:
+            self.indices[self.count.next()] = i
+
+        each_event(self.code, events, append)
+
+    def add_rows(self, rows: Array, total: Array) -> None:
+        """Writes: to `total` add the rows of the list."""
+        add_rows(self.code, self.indices, self.count.value, rows, total)
+
+
+def add_rows(
+    code: Code,
+    indices: Array,
+    end: Number,
+    rows: Array,
+    total: Array,
+    begin: Any = 0,
+    columns: tuple[Any, Any] | None = None,
+) -> None:
+    """Writes: to `total` add the rows whose indices stand from `begin` to before `end`."""
+    begin = code.index(begin)
+    first, last = columns or (0, total.shape[0])
+    n_whole = (end - begin) / TOGETHER
+
+    def add(which: list[Number]) -> None:
+        with code.loop(last, first) as j:
+            x = total[j]
+            for i in which:
+                x = x + rows[i, j]
+            total[j] = x
+
+    with code.loop(n_whole) as group:
+        add([indices[begin + group * TOGETHER + k] for k in range(TOGETHER)])
+    with code.loop(end, begin + n_whole * TOGETHER) as k:
+        add([indices[k]])
 
 
 @functools.cache
 def _sum(dtype: Any) -> Operation:
     def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
         events, rows, start, totals = arrays
+        found = EventList(code, events.shape[1])
         with code.loop(last, first) as item:
             begin, total = start.part(item), totals.part(item)
             with code.loop(total.shape[0]) as j:
                 total[j] = begin[j]
-            add_rows(code, events.part(item), rows, total)
+            found.find(events.part(item))
+            found.add_rows(rows, total)
 
     return Operation("currents", [(bool, 2), (dtype, 2), (dtype, 2)], [(dtype, 2)], (0, 0), body)
 
@@ -59,18 +117,42 @@ def _sum(dtype: Any) -> Operation:
 def _product(dtype: Any) -> Operation:
     def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
         events, post, totals = arrays
-        n_post = totals.shape[1]
-        with code.loop(last, first) as i, code.loop(n_post) as j:
-            totals[i, j] = code.number(0, TYPES[totals.dtype])
-        with code.loop(events.shape[0]) as item:
+        n_items, n_pre = events.shape
+        # The items at which each presynaptic neuron was 1. First one after another, ...
+        n_most = n_items * n_pre
+        pre_of, item_of, items_of = (code.scratch(np.int64, n_most) for _ in range(3))
+        begins, filled = code.scratch(np.int64, n_pre + 1), code.scratch(np.int64, n_pre)
+        count = Counter(code)
+        count.reset()
+        with code.loop(n_pre + 1) as i:
+            begins[i] = code.index(0)
+        with code.loop(n_items) as item:
 
-            def add(i: Number) -> None:
-                with code.loop(n_post) as j:
-                    totals[i, j] = totals[i, j] + post[item, j]
+            def note(i: Number) -> None:
+                k = count.next()
+                pre_of[k], item_of[k] = i, item
+                begins[i + 1] = begins[i + 1] + 1
 
-            each_event(code, events.part(item), add, last, first)
+            each_event(code, events.part(item), note)
+        # ... then sorted by neuron, so that each sum is formed at once.
+        with code.loop(n_pre) as i:
+            filled[i] = begins[i]
+            begins[i + 1] = begins[i + 1] + begins[i]
+        with code.loop(count.value) as k:
+            i = pre_of[k]
+            items_of[filled[i]] = item_of[k]
+            filled[i] = filled[i] + 1
+        # So many columns at a time that those of all items stay in the cache.
+        width = (code.index(TILE) / n_items).at_least(64)
+        with code.loop((last - first + width - 1) / width) as tile:
+            columns = first + tile * width, (first + tile * width + width).at_most(last)
+            with code.loop(n_pre) as i:
+                total = totals.part(i)
+                with code.loop(columns[1], columns[0]) as j:
+                    total[j] = code.number(0, TYPES[totals.dtype])
+                add_rows(code, items_of, begins[i + 1], post, total, begins[i], columns)
 
-    return Operation("gradient", [(bool, 2), (dtype, 2)], [(dtype, 2)], (0, 1), body)
+    return Operation("gradient", [(bool, 2), (dtype, 2)], [(dtype, 2)], (1, 1), body, pieces=1)
 
 
 def event_currents(

@@ -99,6 +99,16 @@ class Number:
             self.code, self.code.builder.select(self.value, if_true.value, if_false.value)
         )
 
+    def at_least(self, other: Any) -> "Number":
+        """The larger of two, neither of them NaN."""
+        other = self.like(other)
+        return (self > other).choose(self, other)
+
+    def at_most(self, other: Any) -> "Number":
+        """The smaller of two, neither of them NaN."""
+        other = self.like(other)
+        return (self < other).choose(self, other)
+
     def to(self, wanted: Any) -> "Number":
         """The number in another type."""
         builder, given = self.code.builder, self.type
@@ -224,6 +234,25 @@ class Code:
         builder.position_at_end(body)
         yield Number(self, i)
         i.add_incoming(builder.add(i, ir.Constant(INDEX, 1)), builder.block)
+        builder.branch(head)
+        builder.position_at_end(after)
+
+    @contextlib.contextmanager
+    def each_byte(self, word: Number) -> Iterator[Number]:
+        """For each of eight bytes, of which every one is 0 or 1, that is 1: its number, 0 to 7."""
+        builder = self.builder
+        head, body, after = (self.function.append_basic_block() for _ in range(3))
+        before = builder.block
+        builder.branch(head)
+        builder.position_at_end(head)
+        left = builder.phi(INDEX)
+        left.add_incoming(word.value, before)
+        builder.cbranch(builder.icmp_signed("!=", left, ir.Constant(INDEX, 0)), body, after)
+        builder.position_at_end(body)
+        first = builder.cttz(left, ir.Constant(BOOL, True))
+        yield Number(self, builder.lshr(first, ir.Constant(INDEX, 3)))
+        without = builder.and_(left, builder.sub(left, ir.Constant(INDEX, 1)))
+        left.add_incoming(without, builder.block)
         builder.branch(head)
         builder.position_at_end(after)
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from ..cells import AbstractCell
 from .call import Operation
 from .equations import Equations
-from .events import add_rows
+from .events import EventList
 from .language import TYPES, Array, Code, Number
 from .scalar import evaluate
 
@@ -37,18 +37,28 @@ class _Cells(NamedTuple):
     first_current: Number
 
     @property
-    def n(self) -> Number:
-        return self.state[0].shape[0]
+    def n(self) -> int:
+        return self.equations.n
 
     def columns(self, j: Number) -> list[Number]:
         """Where the currents of neuron j are."""
-        return [self.n * k + j + self.first_current for k in range(self.equations.n_currents)]
+        return [j.like(self.n) * k + j + self.first_current for k in range(self.equations.n_currents)]
 
-    def step(self, code: Code, current: Array, z_tm1: Number, j: Number) -> Number:
-        """Writes the step of neuron j. Returns z_t."""
+    def step(
+        self,
+        code: Code,
+        current: Array,
+        z_tm1: Number,
+        j: Number,
+        keep: Sequence[Array] = (),
+    ) -> Number:
+        """Writes the step of neuron j, which may keep s_{t-1}. Returns z_t."""
+        before = [x[j] for x in self.state]
+        for row, number in zip(keep, before, strict=False):
+            row[j] = number
         given = [
             *(x[j] for x in self.arrays),
-            *(x[j] for x in self.state),
+            *before,
             *(current[column] for column in self.columns(j)),
             z_tm1,
         ]
@@ -59,6 +69,46 @@ class _Cells(NamedTuple):
         for leaf, number in zip(self.state, after, strict=True):
             leaf[j] = number
         return z_t
+
+
+class Drive(NamedTuple):
+    """Input currents: `start`, and a row of a matrix for each event."""
+
+    start: Float[JaxArray, "time batch n_post"] | Float[JaxArray, " n_post"]
+    """Of each step, or the same for all."""
+    sources: Sequence[
+        tuple[Bool[JaxArray, "time batch n_pre"], Float[JaxArray, "n_pre n_post"]]
+    ] = ()
+
+    @property
+    def kind(self) -> tuple[int, int]:
+        """What a program must know of it."""
+        return self.start.ndim, len(self.sources)
+
+    @property
+    def arrays(self) -> list[JaxArray]:
+        return [self.start, *itertools.chain(*self.sources)]
+
+
+class _Currents:
+    """A `Drive`, in a program that is being written."""
+
+    def __init__(self, code: Code, kind: tuple[int, int], arrays: Iterator[Array]):
+        self.code, self.of_each_step = code, kind[0] > 1
+        (self.start,) = _take(arrays, 1)
+        pairs = [_take(arrays, 2) for _ in range(kind[1])]
+        self.sources = [(*pair, EventList(code, pair[1].shape[0])) for pair in pairs]
+
+    @staticmethod
+    def types(kind: tuple[int, int], dtype: Any) -> list[tuple[Any, int]]:
+        return [(dtype, kind[0]), *[(bool, 3), (dtype, 2)] * kind[1]]
+
+    def add(self, t: Number, b: Number, current: Array) -> None:
+        """Writes: `current` is that of a step of an example."""
+        _copy(self.code, self.start.part(t, b) if self.of_each_step else self.start, current)
+        for events, rows, found in self.sources:
+            found.find(events.part(t, b))
+            found.add_rows(rows, current)
 
 
 def neurons_of(cells: Sequence[AbstractCell], dtype: Any) -> "Neurons":
@@ -89,7 +139,7 @@ class Neurons:
     """
 
     def __repr__(self) -> str:
-        return f"<compiled programs for {sum(cell.n for cell in self.cells)} neurons>"
+        return f"<compiled programs for {self.n} neurons>"
 
     def __init__(self, cells: Sequence[AbstractCell], dtype: Any):
         self.dtype = np.dtype(dtype)
@@ -97,107 +147,135 @@ class Neurons:
         self.leaves = [dtype for cell in self.cells for dtype in cell.leaves]
         self.hidden = [x for x in self.leaves if np.issubdtype(x, np.inexact)]
         self.arrays = [x for cell in self.cells for x in cell.arrays]
+        self.n = sum(cell.n for cell in self.cells)
+        self.n_post = sum(cell.n * cell.n_currents for cell in self.cells)
 
     # Forward.
 
     def run(
         self,
-        drive: Float[JaxArray, "time batch n_post"],
+        drive: Drive,
         w_rec: Float[JaxArray, "n n_post"] | None,
         z_before: Bool[JaxArray, "batch n"],
         states: Any,
         arrays: list[JaxArray],
+        n_steps: int,
     ) -> tuple[Bool[JaxArray, "time batch n"], Any]:
         """z_t under `drive` and the recurrent currents, and the states after the last step."""
         leaves, structure = jax.tree.flatten(states)
         rows = [] if w_rec is None else [w_rec]
-        shapes = [(*drive.shape[:2], z_before.shape[1]), *(x.shape for x in leaves)]
-        spikes, *after = self._run(len(rows))(
-            drive, z_before, *rows, *leaves, *self._constants(arrays), shapes=shapes
+        shapes = [(n_steps, *z_before.shape), *(x.shape for x in leaves)]
+        spikes, *after = self._run(drive.kind, len(rows))(
+            *drive.arrays, z_before, *rows, *leaves, *self._constants(arrays), shapes=shapes
         )
         return spikes, structure.unflatten(after)
 
     @functools.cache  # noqa: B019
-    def _run(self, n_matrices: int) -> Operation:
+    def _run(self, kind: tuple[int, int], n_matrices: int) -> Operation:
         def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
             given = iter(arrays)
-            drive, z_before = _take(given, 2)
-            rows, before = _take(given, n_matrices), _take(given, len(self.leaves))
-            constants = _take(given, len(self._constant_types))
+            currents = _Currents(code, kind, given)
+            (z_before,), rows = _take(given, 1), _take(given, n_matrices)
+            before, constants = self._given(given)
             spikes, *after = given
-            current = code.scratch(self.dtype, drive.shape[2])
-            z = code.scratch(bool, spikes.shape[2])
+            current, z = code.scratch(self.dtype, self.n_post), code.scratch(bool, self.n)
             state = [code.scratch(x.dtype, x.shape[1]) for x in before]
             populations = self._populations(code, state, constants)
+            found = EventList(code, self.n)
             with code.loop(last, first) as b:
                 _copy(code, z_before.part(b), z)
                 for x, y in zip(before, state, strict=True):
                     _copy(code, x.part(b), y)
-                with code.loop(drive.shape[0]) as t:
-                    _copy(code, drive.part(t, b), current)
+                with code.loop(spikes.shape[0]) as t:
+                    currents.add(t, b, current)
                     for matrix in rows:
-                        add_rows(code, z, matrix, current)
+                        found.find(z)
+                        found.add_rows(matrix, current)
+                    z_t = spikes.part(t, b)
                     for cells in populations:
                         with code.loop(cells.n) as j:
                             i = cells.first + j
                             z[i] = cells.step(code, current, z[i].to(TYPES[self.dtype]), j) > 0
-                    _copy(code, z, spikes.part(t, b))
+                            z_t[i] = z[i]
                 for x, y in zip(state, after, strict=True):
                     _copy(code, x, y.part(b))
 
         states = [(x, 2) for x in self.leaves]
-        matrices = [(self.dtype, 2)] * n_matrices
-        arguments = [(self.dtype, 3), (bool, 2), *matrices, *states, *self._constant_types]
-        return Operation("run", arguments, [(bool, 3), *states], (0, 1), body)
+        arguments = [
+            *_Currents.types(kind, self.dtype),
+            (bool, 2),
+            *[(self.dtype, 2)] * n_matrices,
+            *states,
+            *self._constant_types,
+        ]
+        items = (len(_Currents.types(kind, self.dtype)), 0)
+        return Operation("run", arguments, [(bool, 3), *states], items, body)
 
     # Once more, with the spikes known.
 
     def replay(
         self,
-        currents: Float[JaxArray, "time batch n_post"],
+        drive: Drive,
         z_tm1: Bool[JaxArray, "time batch n"],
         states: Any,
         arrays: list[JaxArray],
     ) -> Any:
-        """The states of all steps, from those before the first."""
+        """The states of all steps, from those before the first. All currents are in `drive`."""
         leaves, structure = jax.tree.flatten(states)
-        shapes = [(len(currents), *x.shape) for x in leaves]
-        constants = self._constants(arrays)
-        found = self._replay(currents, z_tm1, *leaves, *constants, shapes=shapes)
+        shapes = [(len(z_tm1), *x.shape) for x in leaves]
+        found = self._replay(drive.kind)(
+            z_tm1, *drive.arrays, *leaves, *self._constants(arrays), shapes=shapes
+        )
         return structure.unflatten(found)
 
-    @functools.cached_property
-    def _replay(self) -> Operation:
+    @functools.cache  # noqa: B019
+    def _replay(self, kind: tuple[int, int]) -> Operation:
         def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
             given = iter(arrays)
-            currents, z_tm1 = _take(given, 2)
-            before = _take(given, len(self.leaves))
-            constants = _take(given, len(self._constant_types))
+            (z_tm1,), currents = _take(given, 1), _Currents(code, kind, given)
+            before, constants = self._given(given)
             states = list(given)
+            current = code.scratch(self.dtype, self.n_post)
             state = [code.scratch(x.dtype, x.shape[1]) for x in before]
             populations = self._populations(code, state, constants)
             with code.loop(last, first) as b:
                 for x, y in zip(before, state, strict=True):
                     _copy(code, x.part(b), y)
-                with code.loop(currents.shape[0]) as t:
-                    self._step(code, populations, currents.part(t, b), z_tm1.part(t, b))
+                with code.loop(z_tm1.shape[0]) as t:
+                    currents.add(t, b, current)
+                    self._step(code, populations, current, z_tm1.part(t, b))
                     for x, y in zip(state, states, strict=True):
                         _copy(code, x, y.part(t, b))
 
         before = [(x, 2) for x in self.leaves]
-        arguments = [(self.dtype, 3), (bool, 3), *before, *self._constant_types]
+        arguments = [
+            (bool, 3),
+            *_Currents.types(kind, self.dtype),
+            *before,
+            *self._constant_types,
+        ]
         return Operation("replay", arguments, [(x, 3) for x in self.leaves], (0, 1), body)
 
-    def _step(self, code: Code, populations: list[_Cells], current: Array, z_tm1: Array) -> None:
+    def _step(
+        self,
+        code: Code,
+        populations: list[_Cells],
+        current: Array,
+        z_tm1: Array,
+        keep: Sequence[Array] = (),
+    ) -> None:
+        rows = iter(keep)
         for cells in populations:
+            kept = _take(rows, len(cells.state))
             with code.loop(cells.n) as j:
-                cells.step(code, current, z_tm1[cells.first + j].to(TYPES[self.dtype]), j)
+                z = z_tm1[cells.first + j].to(TYPES[self.dtype])
+                cells.step(code, current, z, j, kept)
 
     # Backward.
 
     def back(
         self,
-        currents: Float[JaxArray, "time batch n_post"],
+        drive: Drive,
         z_tm1: Bool[JaxArray, "time batch n"],
         states: Any,
         arrays: list[JaxArray],
@@ -207,44 +285,47 @@ class Neurons:
     ) -> tuple[list[JaxArray], list[JaxArray], Float[JaxArray, "time batch n_post"]]:
         """Backpropagation through each neuron, not the network.
 
-        **Arguments:** `states`: before the first step; `d_spikes`, `d_states`: dE/dz_t and ∂E/∂s_t
-        of each hidden variable; `d_after`: dE/ds after the last step.
+        **Arguments:** `drive`: of all currents; `states`: before the first step; `d_spikes`,
+        `d_states`: dE/dz_t and ∂E/∂s_t of each hidden variable; `d_after`: dE/ds after the last
+        step.
 
         Returns dE/d(trained arrays), dE/ds before the first step, and r_t = dE/dI_t.
         """
         leaves = jax.tree.leaves(states)
-        n_steps, batch = currents.shape[:2]
+        n_steps, batch = z_tm1.shape[:2]
         of_arrays = [(batch, cell.n) for cell in self.cells for _ in cell.arrays]
-        kept = [(batch, n_steps, x.shape[1]) for x in leaves]
-        r, *found = self._back(d_states is not None)(
-            currents,
+        r, *found = self._back(drive.kind, d_states is not None)(
             z_tm1,
+            *drive.arrays,
             d_spikes,
             *(d_states or []),
             *d_after,
             *leaves,
             *self._constants(arrays),
-            shapes=[currents.shape, *(x.shape for x in d_after), *of_arrays, *kept],
+            shapes=[(n_steps, batch, self.n_post), *(x.shape for x in d_after), *of_arrays],
         )
         d_before, sums = found[: len(d_after)], found[len(d_after) :]
         d_arrays = [
-            x.sum(0) if array.ndim else x.sum() for array, x in zip(self.arrays, sums, strict=False)
+            x.sum(0) if array.ndim else x.sum() for array, x in zip(self.arrays, sums, strict=True)
         ]
         return d_arrays, d_before, r
 
     @functools.cache  # noqa: B019
-    def _back(self, with_states: bool) -> Operation:
+    def _back(self, kind: tuple[int, int], with_states: bool) -> Operation:
         n_direct, n_arrays = len(self.hidden) * with_states, len(self.arrays)
 
         def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
             given = iter(arrays)
-            currents, z_tm1, d_spikes = _take(given, 3)
-            direct, d_after = _take(given, n_direct), _take(given, len(self.hidden))
-            before = _take(given, len(self.leaves))
-            constants = _take(given, len(self._constant_types))
+            (z_tm1,), currents = _take(given, 1), _Currents(code, kind, given)
+            (d_spikes,), direct = _take(given, 1), _take(given, n_direct)
+            d_after = _take(given, len(self.hidden))
+            before, constants = self._given(given)
             (r,), d_before = _take(given, 1), _take(given, len(self.hidden))
-            sums, kept = _take(given, n_arrays), _take(given, len(self.leaves))
-            n_steps = currents.shape[0]
+            sums = list(given)
+            n_steps = z_tm1.shape[0]
+            # What the steps back need of each step of an example.
+            kept = [code.scratch(x.dtype, n_steps, x.shape[1]) for x in before]
+            current = code.scratch(self.dtype, n_steps, self.n_post)
             state = [code.scratch(x.dtype, x.shape[1]) for x in before]
             costate = [code.scratch(x.dtype, x.shape[1]) for x in d_before]
             populations = self._populations(code, state, constants)
@@ -252,9 +333,9 @@ class Neurons:
                 for x, y in zip(before, state, strict=True):
                     _copy(code, x.part(b), y)
                 with code.loop(n_steps) as t:
-                    for x, y in zip(state, kept, strict=True):  # s_{t-1}
-                        _copy(code, x, y.part(b, t))
-                    self._step(code, populations, currents.part(t, b), z_tm1.part(t, b))
+                    currents.add(t, b, current.part(t))
+                    keep = [x.part(t) for x in kept]
+                    self._step(code, populations, current.part(t), z_tm1.part(t, b), keep)
                 for x, y in zip(d_after, costate, strict=True):
                     _copy(code, x.part(b), y)
                 for x in sums:
@@ -265,8 +346,8 @@ class Neurons:
                     self._step_back(
                         code,
                         populations,
-                        [x.part(b, t) for x in kept],
-                        currents.part(t, b),
+                        [x.part(t) for x in kept],
+                        current.part(t),
                         z_tm1.part(t, b),
                         d_spikes.part(t, b),
                         [x.part(t, b) for x in direct],
@@ -279,14 +360,15 @@ class Neurons:
 
         hidden, leaves = [(x, 2) for x in self.hidden], [(x, 2) for x in self.leaves]
         arguments = [
-            *[(self.dtype, 3), (bool, 3), (self.dtype, 3)],
+            (bool, 3),
+            *_Currents.types(kind, self.dtype),
+            (self.dtype, 3),
             *[(self.dtype, 3)] * n_direct,
             *hidden,
             *leaves,
             *self._constant_types,
         ]
-        kept = [(x, 3) for x in self.leaves]
-        results = [(self.dtype, 3), *hidden, *[(self.dtype, 2)] * n_arrays, *kept]
+        results = [(self.dtype, 3), *hidden, *[(self.dtype, 2)] * n_arrays]
         return Operation("back", arguments, results, (0, 1), body)
 
     def _step_back(
@@ -337,6 +419,10 @@ class Neurons:
                     r[column] = next(found)
 
     # What does not change.
+
+    def _given(self, arrays: Iterator[Array]) -> tuple[list[Array], list[Array]]:
+        """The states before the first step, and the cells' constants."""
+        return _take(arrays, len(self.leaves)), _take(arrays, len(self._constant_types))
 
     def _constants(self, arrays: list[JaxArray]) -> list[JaxArray]:
         """Of each cell its trained arrays, and the tables of its equations, `[n]` each."""

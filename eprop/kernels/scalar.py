@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
+import llvmlite.ir as ir
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
@@ -43,12 +44,19 @@ def _smaller(x: Number, y: Number) -> Number:
     return (below | x.compare("!=", x) if x.is_float else below).choose(x, y)
 
 
+def _quotient(x: Number, y: Number) -> Number:
+    """By a constant it is a product with its inverse, which is faster: XLA does so, too."""
+    if x.is_float and isinstance(y.value, ir.Constant):
+        return x * (y.like(1) / y)
+    return x / y
+
+
 ELEMENTWISE: dict[str, Callable[..., Number]] = {
     "add": lambda x, y: x + y,
     "add_any": lambda x, y: x + y,
     "sub": lambda x, y: x - y,
     "mul": lambda x, y: x * y,
-    "div": lambda x, y: x / y,
+    "div": _quotient,
     "neg": lambda x: -x,
     "square": lambda x: x * x,
     "max": _larger,
