@@ -8,17 +8,21 @@ The numbers are those of `Layer` but for rounding.
 import contextlib
 import contextvars
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeGuard
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from .kernels import Drive, Neurons, NotTranslatable, event_product, neurons_of
+from .kernels import Drive, Neurons, NotTranslatable, event_currents, event_product, neurons_of
 from .layer import Layer, LayerState, Unrolled, trained_constants
-from .sequences import preceding
+from .record import Block
+from .sequences import Blocks, cut, preceding
 from .synapses import Dense
+from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, of_one
 
 _ENABLED = contextvars.ContextVar("compiled programs are used", default=True)
 
@@ -67,20 +71,50 @@ class CompiledLayer:
         self.layer, self.neurons = layer, neurons
         self.constants: list[Array] = jax.tree.leaves(trained_constants(layer))
 
-    def unroll(self, start: LayerState, below: Array, w: dict[str, Array]) -> Unrolled:
-        """`Layer.unroll`, with booleans for spikes and without the currents."""
+    def unroll(
+        self, start: LayerState, below: Array, w: dict[str, Array], length: int
+    ) -> tuple[Unrolled, Blocks]:
+        """`Layer.unroll`, with booleans for spikes, and its record in blocks of `length` steps."""
         layer = self.layer
         drive = self.drive(start, below, w)
         w_rec = None if layer.recurrent is None else w["recurrent"]
-        spikes, neurons = self.neurons.run(
-            drive, w_rec, start.spikes > 0, start.neurons, self.constants, len(below)
+        z_before, n_steps = start.spikes > 0, len(below)
+        spikes, neurons, starts = self.neurons.run(
+            drive, w_rec, z_before, start.neurons, self.constants, n_steps, length
         )
-        as_numbers = spikes.astype(layer.dtype)
-        end = LayerState(neurons, as_numbers[-1], layer.past_after(start, below, as_numbers))
-        z_tm1 = self._z_tm1(start, spikes)
+        z_tm1 = preceding(z_before, spikes)
         drive = self.with_recurrent(drive, z_tm1, w)
         states = self.neurons.replay(drive, z_tm1, start.neurons, self.constants)
-        return Unrolled(end, spikes, states, None)
+        after = LayerState(
+            neurons,
+            spikes[-1].astype(layer.dtype),
+            layer.past_after(start, below, spikes.astype(layer.dtype)),
+        )
+        return Unrolled(after, spikes, states, None), self._record(
+            start, starts, below, spikes, length
+        )
+
+    def _record(
+        self, start: LayerState, starts: Any, below: Array, spikes: Array, length: int
+    ) -> Blocks:
+        """A run in blocks, from the neurons' states before each."""
+        n_blocks, dtype = -(-len(spikes) // length), self.layer.dtype
+        later = spikes[length - 1 :: length][: n_blocks - 1]
+        z_before = jnp.concatenate([start.spikes[None] > 0, later])
+
+        def before(past):  # of what comes from below: recurrent delays are not compiled
+            known = jnp.concatenate([jnp.moveaxis(past, 1, 0) > 0, below])
+            steps = length * np.arange(n_blocks)[:, None] + np.arange(past.shape[1])
+            return jnp.moveaxis(known[steps], 1, 2).astype(dtype)
+
+        past = {kind: before(past) for kind, past in start.past.items()}
+        states = LayerState(starts, z_before.astype(dtype), past)
+        first, last = cut((below, spikes), length)
+        n_whole = len(first[0])
+        whole = Block(jax.tree.map(lambda x: x[:n_whole], states), *first, None)
+        if last is None:
+            return Blocks(whole, None)
+        return Blocks(whole, Block(jax.tree.map(lambda x: x[-1], states), *last, None))
 
     def again(self, start: LayerState, below: Array, spikes: Array, w: dict[str, Array]) -> "Again":
         """The layer once more, to be differentiated."""
@@ -95,7 +129,13 @@ class CompiledLayer:
             return None
         if "below" not in self.layer.delays:
             return below
-        return self.layer.delayed_below(start, below) > 0
+        seen = self.layer.delayed_below(start, below)
+        return eqx.error_if(
+            seen > 0,
+            jnp.any((seen != 0) & (seen != 1)),
+            "inputs are booleans, but the state that they go on from has other inputs than 0 and "
+            "1 on their way in delays: give all of them as numbers",
+        )
 
     def drive(self, start: LayerState, below: Array, w: dict[str, Array]) -> Drive:
         """The currents from below and of the bias."""
@@ -110,6 +150,38 @@ class CompiledLayer:
         if self.layer.recurrent is None:
             return drive
         return Drive(drive.start, [*drive.sources, (z_tm1, w["recurrent"])])
+
+
+def is_event_driven(
+    programs: Sequence[CompiledLayer | None], inputs: Array, kept: Sequence[Array | None] | None
+) -> TypeGuard[Sequence[CompiledLayer]]:
+    """Whether all layers are compiled and receive nothing but 0 and 1, by matrices."""
+    has_dropout = kept is not None and any(mask is not None for mask in kept)
+    is_compiled = all(x is not None and isinstance(x.layer.below, Dense) for x in programs)
+    return is_compiled and inputs.dtype == bool and not has_dropout
+
+
+def at_once(
+    network: Any,
+    programs: Sequence[CompiledLayer],
+    start: NetworkState,
+    inputs: Bool[Array, "time batch n_in"],
+    length: int,
+) -> Response:
+    """`network.respond` where it `is_event_driven`: layer by layer, the record alone in blocks."""
+    below, drive = inputs, jnp.zeros((*inputs.shape[:2], network.n_out), network.dtype)
+    ends, records, layers = [], [], []
+    for layer, before, w_out in zip(programs, start.layers, network.readout_weights(), strict=True):
+        run, blocks = layer.unroll(before, below, layer.layer.effective(), length)
+        if w_out is not None:
+            drive = event_currents(run.spikes, w_out, drive)
+        ends.append(run.end)
+        records.append(blocks)
+        layers.append(LayerTrajectory(run.spikes.astype(network.dtype), of_one(run.states)))
+        below = run.spikes
+    outputs = network.readout(drive, start.outputs)
+    end = NetworkState(tuple(ends), outputs[-1])
+    return Response(end, Trajectory(outputs, tuple(layers)), tuple(records))
 
 
 class Again:

@@ -12,13 +12,13 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Shaped
 
 from . import checks
 from .cells import AbstractCell
-from .compiled import compiled
+from .compiled import at_once, compiled, is_event_driven
 from .kernels import event_currents
 from .layer import Layer
 from .readout import Readout
 from .record import Block, all_spikes, block_steps
 from .sequences import Blocks, cut, join, scan_blocks
-from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, only
+from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, of_one, only
 from .weights import Initializer, random_key
 
 Kept = tuple[Array | None, ...] | None
@@ -348,7 +348,9 @@ class Network(eqx.Module):
         """
         w = [layer.effective() for layer in self.layers]
         length = block_steps(self.layers, *inputs.shape[:2])
-        fast = [compiled(layer, length) if as_bytes else None for layer in self.layers]
+        fast = [compiled(layer, len(inputs)) if as_bytes else None for layer in self.layers]
+        if is_event_driven(fast, inputs, kept):
+            return at_once(self, fast, start, inputs, length)
         keep_currents = keep_currents or [False] * len(self.layers)
 
         def of_block(state: NetworkState, now: tuple[Array, Kept, Sequence[Array] | None]):
@@ -361,7 +363,7 @@ class Network(eqx.Module):
                 received, start = self.received(i, below, kept), state.layers[i]
                 programs = fast[i]
                 if programs is not None:
-                    run = programs.unroll(start, received, w[i])
+                    run, _ = programs.unroll(start, received, w[i], len(received))
                     spikes = run.spikes
                     if w_out is not None:
                         drive = event_currents(spikes, w_out, drive)
@@ -379,8 +381,7 @@ class Network(eqx.Module):
                 currents = run.currents if keep_currents[i] else None
                 ends.append(run.end)
                 blocks.append(Block(start, received, spikes, currents))
-                # The state of a single population as it is.
-                states.append(run.states[0] if len(run.states) == 1 else run.states)
+                states.append(of_one(run.states))
                 below = jax.lax.stop_gradient(spikes) if stop_z_gradients else spikes
             outputs = self.readout(drive, state.outputs)
             return NetworkState(tuple(ends), outputs[-1]), (tuple(blocks), (outputs, states))

@@ -14,12 +14,15 @@ from jaxtyping import Array
 from .layer import Layer, LayerState
 from .sequences import Blocks, block_length, join
 
-BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**21
 """About how large a float array over the steps of a block, the batch and the neurons may be.
 
 What is needed for some steps only is computed for a block of them, in memory that stays in the
 cache.
 """
+
+EXAMPLE_BYTES = 2**16
+"""The same for one example, which compiled programs go through by itself."""
 
 
 class Block(NamedTuple):
@@ -48,9 +51,11 @@ def block_steps(layers: Sequence[Layer], n_steps: int, batch: int) -> int:
 
     def fitting(layer):
         weights = jax.tree.leaves(jax.eval_shape(layer.effective))
-        itemsize = jnp.dtype(layer.dtype).itemsize
-        gradient_bytes = sum(x.size for x in weights) * itemsize
-        return max(BLOCK_BYTES, gradient_bytes) // (batch * layer.n * itemsize)
+        example_bytes = layer.n * jnp.dtype(layer.dtype).itemsize
+        gradient_bytes = sum(x.size for x in weights) * jnp.dtype(layer.dtype).itemsize
+        step_bytes = batch * example_bytes
+        within = min(BLOCK_BYTES // step_bytes, EXAMPLE_BYTES // example_bytes)
+        return max(within, gradient_bytes // step_bytes)
 
     delays = [int(steps.max()) for layer in layers for steps in layer.delays.values()]
     return block_length(n_steps, max([*delays, min(map(fitting, layers))]))

@@ -57,6 +57,11 @@ class Response(NamedTuple):
     """For each layer the blocks of its run."""
 
 
+def of_one(states: tuple[Any, ...]) -> Any:
+    """The states of a layer's populations; that of a single one as it is."""
+    return states[0] if len(states) == 1 else states
+
+
 def only(items: Sequence[Any], what: str, write: str) -> Any:
     """The only one of some items; `AttributeError` that says what to write if there are more."""
     if len(items) != 1:

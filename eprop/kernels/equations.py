@@ -1,7 +1,7 @@
 """A cell's equations, as jaxprs: its step, and the step's derivative in reverse."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import llvmlite.ir as ir
 import numpy as np
-from jax.extend.core import ClosedJaxpr
 
 from ..cells import AbstractCell
-from .language import Code, Number
-from .scalar import NotTranslatable, evaluate, type_of
+from .language import TYPES, Code, Number
+from .scalar import NotTranslatable, Value, evaluate, numbers_of, type_of, values_of
 
 
 class Equations:
@@ -48,16 +47,17 @@ class Equations:
             state = cell.step(of_state.unflatten(leaves), currents, z_tm1)
             return jax.tree.leaves(state), cell.output(state)
 
-        def back(arrays, leaves, currents, z_tm1, d_hidden, d_z):
+        def linearized(arrays, leaves, currents, z_tm1):
             def run(arrays, variables, currents):
                 given = list(leaves)
                 for i, x in zip(hidden, variables, strict=True):
                     given[i] = x
                 after, z = step(arrays, given, currents, z_tm1)
-                return [after[i] for i in hidden], z
+                return ([after[i] for i in hidden], z), after
 
-            _, pullback = jax.vjp(run, arrays, [leaves[i] for i in hidden], currents)
-            return pullback((d_hidden, d_z))
+            variables = [leaves[i] for i in hidden]
+            _, pullback, after = jax.vjp(run, arrays, variables, currents, has_aux=True)
+            return after, pullback
 
         def of(shape, dtype=dtype):
             return jax.ShapeDtypeStruct(shape, dtype)
@@ -68,25 +68,114 @@ class Equations:
         given = [of((self.n,)) for _ in self.arrays], leaves, currents, z
         self.step = jax.make_jaxpr(step)(*given)
         """`(arrays, state, currents, z_tm1) -> state after the step, z_t`."""
-        self.back = jax.make_jaxpr(back)(*given, [z for _ in hidden], z)
-        """`(the same, dE/ds_t, dE/dz_t) -> dE/d(arrays), dE/ds_{t-1}, dE/d(currents)`."""
-        self.step_tables = _tables(self.step, self.n)
-        self.back_tables = _tables(self.back, self.n)
+        self.linearized, (_, pullback) = jax.make_jaxpr(linearized, return_shape=True)(*given)
+        """`(the same) -> state after the step, what its derivative needs of it`."""
+        needed, of_pullback = jax.tree.flatten(pullback)
+
+        def back(needed, d_hidden, d_z):
+            return of_pullback.unflatten(needed)((d_hidden, d_z))
+
+        self.back = jax.make_jaxpr(back)(needed, [z for _ in hidden], z)
+        """`(what it needs, dE/ds_t, dE/dz_t) -> dE/d(arrays), dE/ds_{t-1}, dE/d(currents)`."""
+        self._find_tables()
+
+    def _find_tables(self) -> None:
+        """The arrays `[n]` of constants that `step`, `linearized` and `back` read, in order.
+
+        They are found, like the numbers that are to be kept, by writing these once.
+        """
+        code = Code(ir.Module(), "to_look_at", 0)
+        tables: list[list[Any]] = [[], [], []]
+
+        def number(dtype: Any) -> Number:
+            return Number(code, code.builder.load(code.builder.alloca(type_of(dtype))))
+
+        def given() -> Iterator[Number]:
+            for array in self.step.in_avals:
+                for _ in range(math.prod(array.shape[:-1])):
+                    yield number(array.dtype)
+
+        def finder(found: list[Any]) -> Any:
+            def table(row: Any) -> Number:
+                found.append(row)
+                return number(row.dtype)
+
+            return table
+
+        self.write_step(code, list(given()), finder(tables[0]))
+        _, needed = self.write_linearized(code, list(given()), finder(tables[1]))
+        dtypes = {of_type: dtype for dtype, of_type in TYPES.items()}
+        self.kept = [dtypes[x.type] for x in needed.kept]
+        """The dtype of each number that is to be kept of a step for its derivative."""
+        z = self.step.in_avals[-1]
+        cotangents = [number(z.dtype) for _ in range(self.n_hidden + 1)]
+        self.write_back(code, needed.values, cotangents, finder(tables[2]))
+        self.tables = tables
+
+    def write_step(self, code: Code, given: Sequence[Number], table: Any) -> list[Number]:
+        """From the numbers of a neuron: arrays, state, currents, z_{t-1}. Returns s_t and z_t."""
+        values = values_of(self.step.in_avals, iter(given))
+        results = evaluate(code, self.step, self.n, values, table)
+        return numbers_of(results, self.step.out_avals)
+
+    def write_linearized(
+        self, code: Code, given: Sequence[Number], table: Any
+    ) -> tuple[list[Number], "Needed"]:
+        """The same with what `write_back` needs in place of z_t."""
+        values = values_of(self.linearized.in_avals, iter(given))
+        read: list[Number] = list(given[: len(self.arrays)])
+
+        def noted(row: Any) -> Number:
+            read.append(table(row))
+            return read[-1]
+
+        results = evaluate(code, self.linearized, self.n, values, noted)
+        n_leaves = len(self.leaves)
+        after = numbers_of(results[:n_leaves], self.linearized.out_avals[:n_leaves])
+        return after, Needed(results[n_leaves:], read)
+
+    def write_back(
+        self, code: Code, needed: Sequence[Value], cotangents: Sequence[Number], table: Any
+    ) -> list[Number]:
+        """From dE/ds_t and dE/dz_t to dE/d(arrays), dE/ds_{t-1} and dE/d(currents)."""
+        of_cotangents = values_of(self.back.in_avals[len(needed) :], iter(cotangents))
+        results = evaluate(code, self.back, self.n, [*needed, *of_cotangents], table)
+        return numbers_of(results, self.back.out_avals)
 
 
-def _tables(closed: ClosedJaxpr, n: int) -> list[Any]:
-    """The arrays `[n]` of constants that a jaxpr reads, in order: found by writing it once."""
-    found: list[Any] = []
-    code = Code(ir.Module(), "to_look_at", 0)
+class Needed:
+    """What a step's derivative needs of it.
 
-    def numbers() -> Iterator[Number]:
-        for variable in closed.jaxpr.invars:
-            for _ in range(math.prod(variable.aval.shape[:-1])):
-                yield code.number(0, type_of(variable.aval.dtype))
+    Constants of the program are at hand anyway, and what has been `read` of arrays that don't
+    change with time can be read again. All else is to be kept.
+    """
 
-    def table(row: Any) -> Number:
-        found.append(row)
-        return code.number(0, type_of(row.dtype))
+    def __init__(self, values: Sequence[Value], read: Sequence[Number]):
+        self.values = list(values)
+        self._read = {id(number.value): k for k, number in enumerate(read)}
+        kept: dict[int, Number] = {}
+        for value in values:
+            for number in value.numbers.flat:
+                is_constant = isinstance(number.value, ir.Constant)
+                if not is_constant and id(number.value) not in self._read:
+                    kept.setdefault(id(number.value), number)
+        self.kept = list(kept.values())
+        """Numbers of a neuron, one each."""
+        self._kept = {key: k for k, key in enumerate(kept)}
 
-    evaluate(code, closed, n, numbers(), table)
-    return found
+    def again(self, kept: Sequence[Number], read: Sequence[Number]) -> list[Value]:
+        """The same at another time."""
+
+        def replaced(number: Number) -> Number:
+            key = id(number.value)
+            if key in self._kept:
+                return kept[self._kept[key]]
+            return read[self._read[key]] if key in self._read else number
+
+        def of_value(value: Value) -> Value:
+            numbers = np.empty(value.numbers.shape, object)
+            for index in np.ndindex(numbers.shape):
+                numbers[index] = replaced(value.numbers[index])
+            return Value(numbers, value.of_neurons)
+
+        return [of_value(value) for value in self.values]

@@ -17,10 +17,9 @@ from jaxtyping import Bool, Float
 
 from ..cells import AbstractCell
 from .call import Operation
-from .equations import Equations
+from .equations import Equations, Needed
 from .events import EventList
-from .language import TYPES, Array, Code, Number
-from .scalar import evaluate
+from .language import INDEX, TYPES, Array, Code, Number
 
 
 class _Cells(NamedTuple):
@@ -30,8 +29,8 @@ class _Cells(NamedTuple):
     state: list[Array]
     """`[n]` of each leaf."""
     arrays: list[Array]
-    step_tables: list[Array]
-    back_tables: list[Array]
+    tables: list[list[Array]]
+    """Of `step`, `linearized` and `back`."""
     first: Number
     """Index of its first neuron."""
     first_current: Number
@@ -42,33 +41,51 @@ class _Cells(NamedTuple):
 
     def columns(self, j: Number) -> list[Number]:
         """Where the currents of neuron j are."""
-        return [j.like(self.n) * k + j + self.first_current for k in range(self.equations.n_currents)]
+        return [
+            j.like(self.n * k) + j + self.first_current for k in range(self.equations.n_currents)
+        ]
 
-    def step(
+    def step(self, code: Code, current: Array, z_tm1: Number, j: Number) -> Number:
+        """Writes the step of neuron j. Returns z_t."""
+        tables = iter(self.tables[0])
+        given = self._given(current, z_tm1, j)
+        *after, z_t = self.equations.write_step(code, given, lambda _: next(tables)[j])
+        self._set_state(after, j)
+        return z_t
+
+    def linearized(
+        self, code: Code, current: Array, z_tm1: Number, kept: Sequence[Array], j: Number
+    ) -> Needed:
+        """Writes the step of neuron j, which keeps what its derivative needs."""
+        tables = iter(self.tables[1])
+        given = self._given(current, z_tm1, j)
+        after, needed = self.equations.write_linearized(code, given, lambda _: next(tables)[j])
+        for row, number in zip(kept, needed.kept, strict=True):
+            row[j] = number
+        self._set_state(after, j)
+        return needed
+
+    def back(
         self,
         code: Code,
-        current: Array,
-        z_tm1: Number,
+        needed: Needed,
+        kept: Sequence[Array],
+        cotangents: Sequence[Number],
         j: Number,
-        keep: Sequence[Array] = (),
-    ) -> Number:
-        """Writes the step of neuron j, which may keep s_{t-1}. Returns z_t."""
-        before = [x[j] for x in self.state]
-        for row, number in zip(keep, before, strict=False):
-            row[j] = number
-        given = [
-            *(x[j] for x in self.arrays),
-            *before,
-            *(current[column] for column in self.columns(j)),
-            z_tm1,
-        ]
-        equations, tables = self.equations, iter(self.step_tables)
-        *after, z_t = evaluate(
-            code, equations.step, equations.n, iter(given), lambda _: next(tables)[j]
-        )
-        for leaf, number in zip(self.state, after, strict=True):
+    ) -> list[Number]:
+        """Writes the same step back."""
+        tables = iter(self.tables[2])
+        read = [x[j] for x in (*self.arrays, *self.tables[1])]
+        values = needed.again([row[j] for row in kept], read)
+        return self.equations.write_back(code, values, cotangents, lambda _: next(tables)[j])
+
+    def _given(self, current: Array, z_tm1: Number, j: Number) -> list[Number]:
+        currents = [current[column] for column in self.columns(j)]
+        return [*(x[j] for x in (*self.arrays, *self.state)), *currents, z_tm1]
+
+    def _set_state(self, numbers: Sequence[Number], j: Number) -> None:
+        for leaf, number in zip(self.state, numbers, strict=True):
             leaf[j] = number
-        return z_t
 
 
 class Drive(NamedTuple):
@@ -160,56 +177,83 @@ class Neurons:
         states: Any,
         arrays: list[JaxArray],
         n_steps: int,
-    ) -> tuple[Bool[JaxArray, "time batch n"], Any]:
-        """z_t under `drive` and the recurrent currents, and the states after the last step."""
+        length: int,
+    ) -> tuple[Bool[JaxArray, "time batch n"], Any, Any]:
+        """z_t under `drive` and the recurrent currents.
+
+        Returns also the states after the last step, and those before each block of `length` steps.
+        """
         leaves, structure = jax.tree.flatten(states)
         rows = [] if w_rec is None else [w_rec]
-        shapes = [(n_steps, *z_before.shape), *(x.shape for x in leaves)]
-        spikes, *after = self._run(drive.kind, len(rows))(
-            *drive.arrays, z_before, *rows, *leaves, *self._constants(arrays), shapes=shapes
+        n_blocks = -(-n_steps // length)
+        shapes = [
+            (n_steps, *z_before.shape),
+            *(x.shape for x in leaves),
+            *((n_blocks, *x.shape) for x in leaves),
+        ]
+        spikes, *found = self._run(drive.kind, len(rows))(
+            jnp.full(1, length, jnp.int32),
+            z_before,
+            *drive.arrays,
+            *rows,
+            *leaves,
+            *self._constants(arrays),
+            shapes=shapes,
         )
-        return spikes, structure.unflatten(after)
+        after, starts = found[: len(leaves)], found[len(leaves) :]
+        return spikes, structure.unflatten(after), structure.unflatten(starts)
 
     @functools.cache  # noqa: B019
     def _run(self, kind: tuple[int, int], n_matrices: int) -> Operation:
         def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
             given = iter(arrays)
-            currents = _Currents(code, kind, given)
-            (z_before,), rows = _take(given, 1), _take(given, n_matrices)
+            lengths, z_before = _take(given, 2)
+            currents, rows = _Currents(code, kind, given), _take(given, n_matrices)
             before, constants = self._given(given)
-            spikes, *after = given
+            (spikes,), after = _take(given, 1), _take(given, len(self.leaves))
+            starts = list(given)
+            length = lengths[0].to(INDEX)
             current, z = code.scratch(self.dtype, self.n_post), code.scratch(bool, self.n)
             state = [code.scratch(x.dtype, x.shape[1]) for x in before]
             populations = self._populations(code, state, constants)
             found = EventList(code, self.n)
+
+            def step(t: Number, b: Number) -> None:
+                currents.add(t, b, current)
+                for matrix in rows:
+                    found.find(z)
+                    found.add_rows(matrix, current)
+                z_t = spikes.part(t, b)
+                for cells in populations:
+                    with code.loop(cells.n) as j:
+                        i = cells.first + j
+                        z[i] = cells.step(code, current, z[i].to(TYPES[self.dtype]), j) > 0
+                        z_t[i] = z[i]
+
             with code.loop(last, first) as b:
                 _copy(code, z_before.part(b), z)
                 for x, y in zip(before, state, strict=True):
                     _copy(code, x.part(b), y)
-                with code.loop(spikes.shape[0]) as t:
-                    currents.add(t, b, current)
-                    for matrix in rows:
-                        found.find(z)
-                        found.add_rows(matrix, current)
-                    z_t = spikes.part(t, b)
-                    for cells in populations:
-                        with code.loop(cells.n) as j:
-                            i = cells.first + j
-                            z[i] = cells.step(code, current, z[i].to(TYPES[self.dtype]), j) > 0
-                            z_t[i] = z[i]
+                with code.loop(starts[0].shape[0]) as block:
+                    for x, y in zip(state, starts, strict=True):
+                        _copy(code, x, y.part(block, b))
+                    begin = block * length
+                    with code.loop((begin + length).at_most(spikes.shape[0]), begin) as t:
+                        step(t, b)
                 for x, y in zip(state, after, strict=True):
                     _copy(code, x, y.part(b))
 
         states = [(x, 2) for x in self.leaves]
         arguments = [
-            *_Currents.types(kind, self.dtype),
+            (np.int32, 1),
             (bool, 2),
+            *_Currents.types(kind, self.dtype),
             *[(self.dtype, 2)] * n_matrices,
             *states,
             *self._constant_types,
         ]
-        items = (len(_Currents.types(kind, self.dtype)), 0)
-        return Operation("run", arguments, [(bool, 3), *states], items, body)
+        results = [(bool, 3), *states, *[(x, 3) for x in self.leaves]]
+        return Operation("run", arguments, results, (1, 0), body)
 
     # Once more, with the spikes known.
 
@@ -256,20 +300,10 @@ class Neurons:
         ]
         return Operation("replay", arguments, [(x, 3) for x in self.leaves], (0, 1), body)
 
-    def _step(
-        self,
-        code: Code,
-        populations: list[_Cells],
-        current: Array,
-        z_tm1: Array,
-        keep: Sequence[Array] = (),
-    ) -> None:
-        rows = iter(keep)
+    def _step(self, code: Code, populations: list[_Cells], current: Array, z_tm1: Array) -> None:
         for cells in populations:
-            kept = _take(rows, len(cells.state))
             with code.loop(cells.n) as j:
-                z = z_tm1[cells.first + j].to(TYPES[self.dtype])
-                cells.step(code, current, z, j, kept)
+                cells.step(code, current, z_tm1[cells.first + j].to(TYPES[self.dtype]), j)
 
     # Backward.
 
@@ -323,19 +357,25 @@ class Neurons:
             (r,), d_before = _take(given, 1), _take(given, len(self.hidden))
             sums = list(given)
             n_steps = z_tm1.shape[0]
-            # What the steps back need of each step of an example.
-            kept = [code.scratch(x.dtype, n_steps, x.shape[1]) for x in before]
-            current = code.scratch(self.dtype, n_steps, self.n_post)
+            current = code.scratch(self.dtype, self.n_post)
             state = [code.scratch(x.dtype, x.shape[1]) for x in before]
             costate = [code.scratch(x.dtype, x.shape[1]) for x in d_before]
             populations = self._populations(code, state, constants)
+            kept = [
+                [code.scratch(dtype, n_steps, cells.n) for dtype in cells.equations.kept]
+                for cells in populations
+            ]
+            needed: list[Needed] = []
             with code.loop(last, first) as b:
                 for x, y in zip(before, state, strict=True):
                     _copy(code, x.part(b), y)
                 with code.loop(n_steps) as t:
-                    currents.add(t, b, current.part(t))
-                    keep = [x.part(t) for x in kept]
-                    self._step(code, populations, current.part(t), z_tm1.part(t, b), keep)
+                    currents.add(t, b, current)
+                    for cells, keep in zip(populations, kept, strict=True):
+                        with code.loop(cells.n) as j:
+                            z = z_tm1[t, b, cells.first + j].to(TYPES[self.dtype])
+                            rows = [x.part(t) for x in keep]
+                            needed.append(cells.linearized(code, current, z, rows, j))
                 for x, y in zip(d_after, costate, strict=True):
                     _copy(code, x.part(b), y)
                 for x in sums:
@@ -346,9 +386,8 @@ class Neurons:
                     self._step_back(
                         code,
                         populations,
-                        [x.part(t) for x in kept],
-                        current.part(t),
-                        z_tm1.part(t, b),
+                        needed,
+                        [[x.part(t) for x in keep] for keep in kept],
                         d_spikes.part(t, b),
                         [x.part(t, b) for x in direct],
                         costate,
@@ -375,9 +414,8 @@ class Neurons:
         self,
         code: Code,
         populations: list[_Cells],
-        states_tm1: list[Array],
-        current: Array,
-        z_tm1: Array,
+        needed: list[Needed],
+        kept: list[list[Array]],
         d_spikes: Array,
         direct: list[Array],
         costates: list[Array],
@@ -385,32 +423,18 @@ class Neurons:
         r: Array,
     ) -> None:
         """Writes one step back: the costates before it, and r of it."""
-        states, variables, totals = iter(states_tm1), iter(costates), iter(sums)
-        straight = iter(direct)
-        for cells in populations:
-            equations, tables = cells.equations, cells.back_tables
-            of_state = _take(states, len(equations.leaves))
+        variables, totals, straight = iter(costates), iter(sums), iter(direct)
+        for cells, of_step, rows in zip(populations, needed, kept, strict=True):
+            equations = cells.equations
             of_costates = _take(variables, equations.n_hidden)
             of_direct = _take(straight, equations.n_hidden) if direct else []
             of_sums = _take(totals, len(equations.arrays))
             with code.loop(cells.n) as j:
-                i, rows = cells.first + j, iter(tables)
                 d_hidden = [x[j] for x in of_costates]
                 if direct:
                     d_hidden = [x + y[j] for x, y in zip(d_hidden, of_direct, strict=True)]
-                given = [
-                    *(x[j] for x in cells.arrays),
-                    *(x[j] for x in of_state),
-                    *(current[column] for column in cells.columns(j)),
-                    z_tm1[i].to(TYPES[self.dtype]),
-                    *d_hidden,
-                    d_spikes[i],
-                ]
-
-                def table(_: Any, rows: Iterator[Array] = rows, j: Number = j) -> Number:
-                    return next(rows)[j]
-
-                found = iter(evaluate(code, equations.back, equations.n, iter(given), table))
+                cotangents = [*d_hidden, d_spikes[cells.first + j]]
+                found = iter(cells.back(code, of_step, rows, cotangents, j))
                 for x in of_sums:
                     x[j] = x[j] + next(found)
                 for x in of_costates:
@@ -430,15 +454,13 @@ class Neurons:
         return [
             jnp.broadcast_to(jnp.asarray(x), (cell.n,))
             for cell in self.cells
-            for x in (*_take(trained, len(cell.arrays)), *cell.step_tables, *cell.back_tables)
+            for x in (*_take(trained, len(cell.arrays)), *itertools.chain(*cell.tables))
         ]
 
     @property
     def _constant_types(self) -> list[tuple[Any, int]]:
         return [
-            (x.dtype, 1)
-            for cell in self.cells
-            for x in itertools.chain(cell.arrays, cell.step_tables, cell.back_tables)
+            (x.dtype, 1) for cell in self.cells for x in itertools.chain(cell.arrays, *cell.tables)
         ]
 
     def _populations(self, code: Code, state: list[Array], constants: list[Array]) -> list[_Cells]:
@@ -446,10 +468,9 @@ class Neurons:
         first = first_current = code.index(0)
         populations = []
         for cell in self.cells:
-            counts = len(cell.arrays), len(cell.step_tables), len(cell.back_tables)
-            own = _take(leaves, len(cell.leaves))
-            arrays, step_tables, back_tables = (_take(rows, n) for n in counts)
-            cells = _Cells(cell, own, arrays, step_tables, back_tables, first, first_current)
+            own, arrays = _take(leaves, len(cell.leaves)), _take(rows, len(cell.arrays))
+            tables = [_take(rows, len(x)) for x in cell.tables]
+            cells = _Cells(cell, own, arrays, tables, first, first_current)
             populations.append(cells)
             first = first + cells.n
             first_current = first_current + cells.n * cell.n_currents

@@ -134,7 +134,7 @@ def _padded(x: np.ndarray, value: np.ndarray, config: Any) -> np.ndarray:
     return padded
 
 
-class _Value(NamedTuple):
+class Value(NamedTuple):
     """An array of the jaxpr: its numbers, `Number`s with all axes; of neurons the last is 1."""
 
     numbers: np.ndarray
@@ -146,40 +146,44 @@ Table = Callable[[Any], Number]
 
 
 def evaluate(
-    code: Code, closed: ClosedJaxpr, n: int, arguments: Iterator[Number], table: Table
-) -> list[Number]:
-    """Writes the operations of a jaxpr of arrays `[..., n]`.
+    code: Code, closed: ClosedJaxpr, n: int, arguments: Sequence[Value], table: Table
+) -> list[Value]:
+    """Writes the operations of a jaxpr of arrays `[..., n]`."""
+    return _Translation(code, n, table).run(closed.jaxpr, closed.consts, arguments)
 
-    `arguments` are the numbers of one neuron, those of each argument one after another; so are
-    those that are returned.
-    """
-    translation = _Translation(code, n, table)
+
+def values_of(arrays: Sequence[Any], numbers: Iterator[Number]) -> list[Value]:
+    """Arrays like these, `[..., n]`, from the numbers of a neuron, one after another."""
     values = []
-    for variable in closed.jaxpr.invars:
-        shape = variable.aval.shape[:-1]
-        numbers = np.empty((*shape, 1), object)
-        for index in np.ndindex(numbers.shape):
-            numbers[index] = next(arguments)
-        values.append(_Value(numbers, True))
-    results = translation.run(closed.jaxpr, closed.consts, values)
-    flat = []
-    for value, variable in zip(results, closed.jaxpr.outvars, strict=True):
-        flat += list(np.broadcast_to(value.numbers, (*variable.aval.shape[:-1], 1)).flat)
-    return flat
+    for array in arrays:
+        of_neuron = np.empty((*array.shape[:-1], 1), object)
+        for index in np.ndindex(of_neuron.shape):
+            of_neuron[index] = next(numbers)
+        values.append(Value(of_neuron, True))
+    return values
+
+
+def numbers_of(values: Sequence[Value], arrays: Sequence[Any]) -> list[Number]:
+    """The numbers of a neuron in values that are like these arrays, `[..., n]`."""
+    return [
+        number
+        for value, array in zip(values, arrays, strict=True)
+        for number in np.broadcast_to(value.numbers, (*array.shape[:-1], 1)).flat
+    ]
 
 
 class _Translation:
     def __init__(self, code: Code, n: int, table: Table):
         self.code, self.n, self.table = code, n, table
 
-    def constant(self, x: Any) -> _Value:
+    def constant(self, x: Any) -> Value:
         is_traced = isinstance(x, jax.core.Tracer)
         x = x if is_traced else np.asarray(x)
         if x.ndim and x.shape[-1] == self.n and (is_traced or (x != x[..., :1]).any()):
             numbers = np.empty((*x.shape[:-1], 1), object)
             for index in np.ndindex(numbers.shape[:-1]):
                 numbers[(*index, 0)] = self.table(x[index])
-            return _Value(numbers, True)
+            return Value(numbers, True)
         if is_traced:
             raise NotTranslatable(f"an array of shape {x.shape} that is traced")
         of_neurons = x.ndim > 0 and x.shape[-1] == self.n  # one number for all of them
@@ -187,14 +191,14 @@ class _Translation:
         numbers = np.empty(x.shape, object)
         for index in np.ndindex(x.shape):
             numbers[index] = self._number(x[index])
-        return _Value(numbers, of_neurons)
+        return Value(numbers, of_neurons)
 
     def _number(self, x: Any) -> Number:
         if x.dtype == jax.dtypes.float0:
             x = np.zeros((), bool)
         return self.code.number(x.item(), type_of(x.dtype))
 
-    def run(self, jaxpr: Jaxpr, constants: Sequence[Any], values: Sequence[_Value]) -> list[_Value]:
+    def run(self, jaxpr: Jaxpr, constants: Sequence[Any], values: Sequence[Value]) -> list[Value]:
         known = {}
 
         def read(variable):
@@ -212,7 +216,7 @@ class _Translation:
             known.update(zip(equation.outvars, results, strict=True))
         return [read(x) for x in jaxpr.outvars]
 
-    def equation(self, equation: Any, values: list[_Value]) -> list[_Value]:
+    def equation(self, equation: Any, values: list[Value]) -> list[Value]:
         name, parameters = equation.primitive.name, equation.params
         if name in CALLS:
             inner = parameters[CALLS[name]]
@@ -238,20 +242,20 @@ class _Translation:
             return self.move(name, parameters, values, shapes)
         raise NotTranslatable(f"the operation {name}")
 
-    def each(self, function: Callable[..., Number], *values: _Value) -> _Value:
+    def each(self, function: Callable[..., Number], *values: Value) -> Value:
         arrays = np.broadcast_arrays(*(x.numbers for x in values))
         result = np.empty(arrays[0].shape, object)
         for index in np.ndindex(result.shape):
             result[index] = function(*(x[index] for x in arrays))
-        return _Value(result, any(x.of_neurons for x in values))
+        return Value(result, any(x.of_neurons for x in values))
 
     def move(
-        self, name: str, parameters: Any, values: list[_Value], shapes: list[tuple[int, ...]]
-    ) -> list[_Value]:
+        self, name: str, parameters: Any, values: list[Value], shapes: list[tuple[int, ...]]
+    ) -> list[Value]:
         """On arrays that say which number of which neuron each entry is: it must be its own."""
         numbers: list[Number] = []
 
-        def marked(value: _Value, shape: tuple[int, ...]) -> np.ndarray:
+        def marked(value: Value, shape: tuple[int, ...]) -> np.ndarray:
             first = len(numbers)
             numbers.extend(value.numbers.flat)
             marks = np.empty(shape, [("number", int), ("neuron", int)])
@@ -259,15 +263,15 @@ class _Translation:
             marks["neuron"] = np.arange(self.n) if value.of_neurons else -1
             return marks
 
-        def unmarked(marks: np.ndarray) -> _Value:
+        def unmarked(marks: np.ndarray) -> Value:
             number, neuron = marks["number"], marks["neuron"]
             if marks.ndim and marks.shape[-1] == self.n:
                 own = (neuron == np.arange(self.n)) | (neuron == -1)
                 if own.all() and (number == number[..., :1]).all():
-                    return _Value(_pick(numbers, number[..., :1]), True)
+                    return Value(_pick(numbers, number[..., :1]), True)
             if (neuron >= 0).any():
                 raise NotTranslatable(f"the operation {name}, which does not keep neurons apart")
-            return _Value(_pick(numbers, number), False)
+            return Value(_pick(numbers, number), False)
 
         arrays = [marked(*pair) for pair in zip(values, shapes, strict=True)]
         return [unmarked(marks) for marks in MOVES[name](arrays, parameters)]
