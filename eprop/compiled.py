@@ -15,12 +15,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
-from .kernels import Drive, Neurons, NotTranslatable, event_currents, event_product, neurons_of
+from .kernels import Drive, Events, Neurons, NotTranslatable, event_currents, neurons_of
 from .layer import Layer, LayerState, Unrolled, trained_constants
 from .record import Block
-from .sequences import Blocks, cut, preceding
+from .sequences import Blocks, cut
 from .synapses import Dense
 from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, of_one
 
@@ -76,13 +76,14 @@ class CompiledLayer:
     ) -> tuple[Unrolled, Blocks]:
         """`Layer.unroll`, with booleans for spikes, and its record in blocks of `length` steps."""
         layer = self.layer
-        drive = self.drive(start, below, w)
+        events = self.events_below(start, below)
+        drive = self.drive(w, events, layer.delayed_below(start, below) if events is None else None)
         w_rec = None if layer.recurrent is None else w["recurrent"]
         z_before, n_steps = start.spikes > 0, len(below)
         spikes, neurons, starts = self.neurons.run(
             drive, w_rec, z_before, start.neurons, self.constants, n_steps, length
         )
-        z_tm1 = preceding(z_before, spikes)
+        z_tm1 = Events(spikes, z_before)
         drive = self.with_recurrent(drive, z_tm1, w)
         states = self.neurons.replay(drive, z_tm1, start.neurons, self.constants)
         after = LayerState(
@@ -116,13 +117,6 @@ class CompiledLayer:
             return Blocks(whole, None)
         return Blocks(whole, Block(jax.tree.map(lambda x: x[-1], states), *last, None))
 
-    def again(self, start: LayerState, below: Array, spikes: Array, w: dict[str, Array]) -> "Again":
-        """The layer once more, to be differentiated."""
-        return Again(self, start, below, spikes, w)
-
-    def _z_tm1(self, start: LayerState, spikes: Array) -> Bool[Array, "time batch n"]:
-        return preceding(start.spikes > 0, spikes)
-
     def events_below(self, start: LayerState, below: Array) -> Bool[Array, "time batch _"] | None:
         """What the synapses from below see, if it is 0 or 1 and they are a matrix."""
         if below.dtype != bool or not isinstance(self.layer.below, Dense):
@@ -137,15 +131,18 @@ class CompiledLayer:
             "1 on their way in delays: give all of them as numbers",
         )
 
-    def drive(self, start: LayerState, below: Array, w: dict[str, Array]) -> Drive:
-        """The currents from below and of the bias."""
-        layer, seen = self.layer, self.events_below(start, below)
-        if seen is None:
-            return Drive(layer.drive(layer.delayed_below(start, below), w))
+    def drive(
+        self, w: dict[str, Array], events: Array | None, graded: Array | None = None
+    ) -> Drive:
+        """The currents from below and of the bias: what is seen below are events, or graded."""
+        layer = self.layer
+        if events is None:
+            return Drive(layer.drive(graded, w))
         nothing = jnp.zeros(layer.neurons.n_post, layer.dtype)
-        return Drive(nothing if layer.bias is None else w["bias"][0], [(seen, w["below"])])
+        start = nothing if layer.bias is None else w["bias"][0]
+        return Drive(start, [(Events(events), w["below"])])
 
-    def with_recurrent(self, drive: Drive, z_tm1: Array, w: dict[str, Array]) -> Drive:
+    def with_recurrent(self, drive: Drive, z_tm1: Events, w: dict[str, Array]) -> Drive:
         """All currents."""
         if self.layer.recurrent is None:
             return drive
@@ -182,58 +179,3 @@ def at_once(
     outputs = network.readout(drive, start.outputs)
     end = NetworkState(tuple(ends), outputs[-1])
     return Response(end, Trajectory(outputs, tuple(layers)), tuple(records))
-
-
-class Again:
-    """Some steps of a compiled layer, to be differentiated."""
-
-    def __init__(
-        self,
-        compiled: CompiledLayer,
-        start: LayerState,
-        below: Array,
-        spikes: Array,
-        w: dict[str, Array],
-    ):
-        self.compiled, self.start, self.spikes, self.w = compiled, start, spikes, w
-        self.below = below
-        self.seen_below = compiled.events_below(start, below)
-        self.z_tm1 = compiled._z_tm1(start, spikes)
-        self.drive = compiled.with_recurrent(compiled.drive(start, below, w), self.z_tm1, w)
-
-    def pullback(
-        self, cotangents: tuple[Array, list[Array] | None, list[Array]]
-    ) -> tuple[Any, list[Array], Array]:
-        """From dE/dz_t, ∂E/∂s_t and dE/ds at the end: dE/d(constants), dE/ds before, r_t."""
-        compiled, start = self.compiled, self.start.neurons
-        found = compiled.neurons.back(
-            self.drive, self.z_tm1, start, compiled.constants, *cotangents
-        )
-        d_arrays, d_before, r = found
-        constants = trained_constants(self.compiled.layer)
-        return jax.tree.unflatten(jax.tree.structure(constants), d_arrays), d_before, r
-
-    def of_weights(self, pre: dict[str, Array], r: Array) -> dict[str, Array]:
-        """The gradient of all synapses, from what they have seen and from cotangents r_t."""
-        layer = self.compiled.layer
-        others = {kind: x for kind, x in self.w.items() if kind not in layer.rows}
-        _, of_others = jax.vjp(lambda others: layer.currents(pre, self.w | others), others)
-        (gradients,) = of_others(r)
-        of_dense = {
-            "below": lambda: self._of_below(pre, r),
-            "recurrent": lambda: event_product(self.z_tm1, r),
-            "bias": lambda: r.sum((0, 1))[None],
-        }
-        if layer.rows:
-            gradients["dense"] = jnp.concatenate([of_dense[kind]() for kind in layer.rows])
-        return gradients
-
-    def _of_below(self, pre: dict[str, Array], r: Array) -> Array:
-        if self.seen_below is not None:
-            return event_product(self.seen_below, r)
-        seen = self.compiled.layer.share("below", pre, axis=-1)
-        return jnp.tensordot(seen, r, axes=((0, 1), (0, 1)))
-
-    def of_readout(self, error: Array) -> Float[Array, "n n_out"]:
-        """Σ_t z_tᵀ error_t."""
-        return event_product(self.spikes, error)

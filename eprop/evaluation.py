@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from . import reverse
+from . import reverse, signals
 from .layer import trained_constants
 from .network import Kept, Network, by_layer
 from .recursion import step_gradients
-from .reverse import LayerGradients, Signals, keeps_currents
+from .reverse import keeps_currents
 from .sequences import Blocks
+from .signals import LayerGradients, Signals
 from .traces import LayerTraces, init_traces
 from .trajectory import NetworkState, Response
 from .windowed import window_gradients
@@ -60,7 +61,7 @@ def init_carry(network: Network, batch: int) -> Carry:
 def zero_gradients(network: Network) -> NetworkGradients:
     """Where a sum of gradients begins."""
     n_out = network.n_out
-    layers = tuple(reverse.zero_gradients(layer, n_out) for layer in network.layers)
+    layers = tuple(signals.zero_gradients(layer, n_out) for layer in network.layers)
     return NetworkGradients(layers, jnp.zeros(n_out, network.dtype))
 
 
@@ -132,7 +133,7 @@ def backward(
     error = network.readout.lead_back(derivatives.outputs)
     layers, costates, d_received = [], [], None
     for i, (layer, b_layer) in enumerate(zip(network.layers, by_layer(network, b), strict=True)):
-        signals = Signals(
+        of_layer = Signals(
             network.readout_gain * error, derivatives.spikes[i], derivatives.states[i]
         )
         found = reverse.reverse(
@@ -140,7 +141,7 @@ def backward(
             layer.effective(),
             b_layer,
             records[i],
-            signals,
+            of_layer,
             of_below=of_inputs and i == 0,
         )
         layers.append(found.gradients)
@@ -165,10 +166,10 @@ def advance(
     n_steps = len(derivatives.outputs)
     after, layers = [], []
     for i, (layer, b_layer) in enumerate(zip(network.layers, by_layer(network, b), strict=True)):
-        signals = Signals(derivatives.outputs, derivatives.spikes[i], derivatives.states[i])
+        of_layer = Signals(derivatives.outputs, derivatives.spikes[i], derivatives.states[i])
         evaluate = step_gradients if n_steps == 1 else window_gradients
         traces, gradients = evaluate(
-            layer, layer.effective(), b_layer, records[i], signals, carry.layers[i], kappa, gain
+            layer, layer.effective(), b_layer, records[i], of_layer, carry.layers[i], kappa, gain
         )
         after.append(traces)
         layers.append(gradients)

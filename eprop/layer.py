@@ -173,6 +173,12 @@ class Layer(eqx.Module):
         rows = self.rows[kind]
         return jax.lax.slice_in_dim(of_synapses["dense"], rows.start, rows.stop, axis=axis)
 
+    def joined(self, of_kinds: dict[str, Array]) -> dict[str, Array]:
+        """From something for all `kinds`, each with rows of presynaptic neurons, to `synapses`."""
+        others = {kind: x for kind, x in of_kinds.items() if kind not in self.rows}
+        dense = [of_kinds[kind] for kind in self.rows]
+        return {"dense": jnp.concatenate(dense), **others} if dense else others
+
     @property
     def delays(self) -> dict[str, Int[np.ndarray, " _"]]:
         """The delay of each presynaptic neuron in steps, of the synapses that have any."""

@@ -41,6 +41,14 @@ def all_spikes(blocks: Blocks) -> Array:
     return join(Blocks(blocks.whole.spikes, None if blocks.rest is None else blocks.rest.spikes))
 
 
+def whole_run(blocks: Blocks) -> tuple[LayerState, Array, Array]:
+    """The state before the first step, the activity below and the spikes of all steps."""
+    start = jax.tree.map(lambda x: x[0], blocks.whole.start)
+    rest = blocks.rest
+    below = join(Blocks(blocks.whole.below, None if rest is None else rest.below))
+    return start, below, all_spikes(blocks)
+
+
 def block_steps(layers: Sequence[Layer], n_steps: int, batch: int) -> int:
     """How many steps to work on at a time, for their arrays to fit into the cache.
 

@@ -12,8 +12,8 @@ from .constant_traces import collect_constants, lead_constants
 from .layer import Layer
 from .record import Block
 from .replay import neurons_of
-from .reverse import LayerGradients, Signals
 from .sequences import Blocks
+from .signals import LayerGradients, Signals
 from .traces import LayerTraces, by_synapse, step_traces, sum_over_batch
 
 

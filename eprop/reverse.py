@@ -13,7 +13,7 @@ block again from there; their input currents are one product, or kept where that
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +21,20 @@ from jaxtyping import Array, Float
 
 from .cells import hidden_variables
 from .compiled import compiled
-from .delays import delayed
+from .compiled_reverse import reverse_compiled
 from .layer import Layer, trained_constants
 from .record import Block, all_spikes
 from .replay import neurons_of
 from .sequences import Blocks, cut, join, preceding, scan_blocks
+from .signals import (
+    Later,
+    LayerGradients,
+    Reversed,
+    Signals,
+    UnitSignal,
+    before_delay,
+    zero_gradients,
+)
 from .synapses import Dense
 
 KEPT_BYTES = 2**24
@@ -41,72 +50,6 @@ def keeps_currents(layer: Layer, n_steps: int, batch: int) -> bool:
     n_bytes = n_steps * batch * layer.neurons.n_post * jnp.dtype(layer.dtype).itemsize
     is_worth_it = n_bytes <= KEPT_BYTES or n_inputs > KEPT_INPUTS
     return is_worth_it and compiled(layer, n_steps) is None  # where only spikes are added up again
-
-
-class Signals(NamedTuple):
-    """What the loss says about each step of a layer."""
-
-    error: Float[Array, "time batch n_out"]
-    """The readout's error, to be sent to the neurons by the feedback matrix."""
-    spikes: Float[Array, "time batch n"] | None
-    """∂E/∂z_t with the outputs held fixed; `None` if the loss does not look at the spikes."""
-    states: list[Float[Array, "time batch _"]] | None
-    """∂E/∂s_t of each hidden variable, `None` likewise."""
-
-
-class LayerGradients(NamedTuple):
-    """dE/dw of a layer."""
-
-    weights: dict[str, Array]
-    """Of the weights of `layer.synapses`, as they act."""
-    constants: Any
-    """Of the cells' own arrays."""
-    readout: Float[Array, "n n_out"]
-    """Of the weights that lead from here to the readout."""
-
-
-def zero_gradients(layer: Layer, n_out: int) -> LayerGradients:
-    """Where a sum of gradients begins."""
-    shapes = jax.eval_shape(
-        lambda: (
-            {name: synapses.effective() for name, synapses in layer.synapses.items()},
-            trained_constants(layer),
-        )
-    )
-    weights, constants = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return LayerGradients(weights, constants, jnp.zeros((layer.n, n_out), layer.dtype))
-
-
-class Later(NamedTuple):
-    """What the reverse pass carries from later steps to earlier ones."""
-
-    costates: list[Float[Array, "batch _"]]
-    """λ_t = dE/ds_t of each hidden variable."""
-    gradients: LayerGradients
-    units: list[list[Float[Array, "batch _"]]]
-    """The costates of other functions of the run than the loss: see `reverse`."""
-
-
-class UnitSignal(NamedTuple):
-    """A function of a layer's run to differentiate beside the loss, neuron by neuron."""
-
-    fading: Float[Array, " time"] | None
-    """Its derivative with respect to each z_t, the same for all neurons; `None` if it is zero."""
-    at_end: list[Float[Array, "batch _"]]
-    """Its derivative with respect to each hidden variable at the end."""
-
-
-class Reversed(NamedTuple):
-    """What the reverse pass finds of a stretch of steps."""
-
-    costates: list[Float[Array, "batch _"]]
-    """dE/ds of each hidden variable before the first step."""
-    gradients: LayerGradients
-    below: Float[Array, "known batch n_in"] | None
-    """dE/d(activity below), if asked for; with delays also of what was under way before."""
-    unit_costates: list[list[Float[Array, "batch _"]]]
-    unit_currents: list[Float[Array, "time batch n_post"]]
-    """d(unit)/dI_t of each unit signal."""
 
 
 def reverse(
@@ -125,30 +68,25 @@ def reverse(
     readout's leak; `units`: other functions whose derivatives with respect to the currents are
     wanted; `of_below`: whether that of the loss with respect to the activity below is.
     """
+    fast = compiled(layer, len(signals.error))
+    if fast is not None and blocks.whole.spikes.dtype == bool:
+        return reverse_compiled(fast, w, b, blocks, signals, units=units, of_below=of_below)
 
     def of_block(later: Later, now: tuple[Block, Signals, Array, Any]):
         block, signals, error_tm1, fading = now
         spikes = block.spikes.astype(layer.dtype)
         pre = layer.presynaptic(block.start, block.below, spikes)
         # The neurons of the block again, each by itself, under the currents that they got.
-        again = None if fast is None else fast.again(block.start, block.below, block.spikes, w)
-        if again is None:
-            run = neurons_of(layer, w, block, pre, with_states=signals.states is not None)
-            at = (trained_constants(layer), hidden_variables(block.start.neurons), run.currents)
-            _, pullback = jax.vjp(run, *at)
-        else:
-            pullback = again.pullback
+        run = neurons_of(layer, w, block, pre, with_states=signals.states is not None)
+        at = (trained_constants(layer), hidden_variables(block.start.neurons), run.currents)
+        _, pullback = jax.vjp(run, *at)
 
         d_spikes = signals.error @ b.T  # ℓ_t, [time, batch, n]
         if signals.spikes is not None:
             d_spikes = d_spikes + signals.spikes
         d_constants, costates, r = pullback((d_spikes, signals.states, later.costates))
 
-        if again is None:
-            d_weights, d_readout = _of_weights(layer, w, pre, spikes, r, signals.error, error_tm1)
-        else:
-            d_weights = again.of_weights(pre, r)
-            d_readout = again.of_readout(signals.error)
+        d_weights, d_readout = _of_weights(layer, w, pre, spikes, r, signals.error, error_tm1)
         here = LayerGradients(d_weights, d_constants, d_readout)
         gradients = jax.tree.map(jnp.add, later.gradients, here)
         d_pre = None
@@ -168,7 +106,6 @@ def reverse(
         return Later(costates, gradients, unit_costates), (d_pre, unit_currents)
 
     length = blocks.whole.spikes.shape[1]
-    fast = compiled(layer, length) if blocks.whole.spikes.dtype == bool else None
     error_tm1 = preceding(jnp.zeros_like(signals.error[0]), signals.error)
     with_time = cut((signals, error_tm1, [unit.fading for unit in units]), length)
     together = Blocks(
@@ -177,7 +114,7 @@ def reverse(
     )
     n_out = signals.error.shape[-1]
     nothing = zero_gradients(layer, n_out)
-    if fast is None and _sees_all_spikes(layer):  # the last z_t, which is no later step's z_{t-1}
+    if _sees_all_spikes(layer):  # the last z_t, which is no later step's z_{t-1}
         last_spikes = all_spikes(blocks)[-1].astype(layer.dtype)
         nothing = nothing._replace(readout=last_spikes.T @ signals.error[-1])
     of_blocks = hidden_variables(blocks.whole.start.neurons)
@@ -185,7 +122,7 @@ def reverse(
     last = Later(costates, nothing, [unit.at_end for unit in units])
     first, by_step = scan_blocks(of_block, last, together, reverse=True)
     d_pre, unit_currents = join(by_step)
-    d_below = None if d_pre is None else _before_delay(layer, d_pre)
+    d_below = None if d_pre is None else before_delay(layer, d_pre)
     return Reversed(first.costates, first.gradients, d_below, first.units, unit_currents)
 
 
@@ -225,15 +162,3 @@ def _product(
     pre: Float[Array, "time batch n_pre"], post: Float[Array, "time batch n_post"]
 ) -> Float[Array, "n_pre n_post"]:
     return jnp.tensordot(pre, post, axes=((0, 1), (0, 1)))
-
-
-def _before_delay(
-    layer: Layer, d_pre: Float[Array, "time batch n_in"]
-) -> Float[Array, "known batch n_in"]:
-    """dE/d(activity below) from dE/d(what the synapses see of it)."""
-    steps = layer.delays.get("below")
-    if steps is None:
-        return d_pre
-    known = jnp.zeros((steps.max() + len(d_pre), *d_pre.shape[1:]), d_pre.dtype)
-    _, pullback = jax.vjp(lambda known: delayed(known, steps, len(d_pre)), known)
-    return pullback(d_pre)[0]

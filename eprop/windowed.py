@@ -13,11 +13,12 @@ from jaxtyping import Array, Float
 from .cells import Port, hidden_variables
 from .common_vectors import CommonVector, common_traces, lead_common
 from .constant_traces import ConstantTraces, collect_constants, lead_constants
-from .layer import Layer, LayerState
-from .record import Block, all_spikes
+from .layer import Layer
+from .record import Block, whole_run
 from .replay import neurons_of
-from .reverse import LayerGradients, Signals, UnitSignal, reverse
-from .sequences import Blocks, join, leaky_filter, scan_blocks
+from .reverse import reverse
+from .sequences import Blocks, leaky_filter, scan_blocks
+from .signals import LayerGradients, Signals, UnitSignal
 from .synapses import AbstractSynapses
 from .traces import LayerTraces, PortTraces, by_synapse, sum_of_products, sum_over_batch
 
@@ -50,7 +51,7 @@ def window_gradients(
         units=units,
     )
 
-    start, below, spikes = _whole(blocks)
+    start, below, spikes = whole_run(blocks)
     spikes = spikes.astype(layer.dtype)
     pre = layer.presynaptic(start, below, spikes)
     faded = kappa ** len(error)
@@ -167,11 +168,3 @@ def _constants_after(
         return lead_constants(layer, run, block.start, traces, kappa, gain)[0], None
 
     return scan_blocks(of_block, traces, blocks)[0]
-
-
-def _whole(blocks: Blocks) -> tuple[LayerState, Array, Array]:
-    """The state before the first step, the activity below and the spikes of all steps."""
-    start = jax.tree.map(lambda x: x[0], blocks.whole.start)
-    rest = blocks.rest
-    below = join(Blocks(blocks.whole.below, None if rest is None else rest.below))
-    return start, below, all_spikes(blocks)

@@ -1,5 +1,6 @@
 """Loops over time, neurons and events, written once and compiled for each kind of cell."""
 
+from .events import Events as Events
 from .events import event_currents as event_currents
 from .events import event_product as event_product
 from .neurons import Drive as Drive

@@ -9,7 +9,7 @@ import ctypes
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -226,10 +226,19 @@ class Operation:
         self.target = f"eprop_{name}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         _register(self.target, text)
 
-    def __call__(self, *arguments: Any, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
-        """The results, of `shapes`."""
+    def __call__(
+        self,
+        *arguments: Any,
+        shapes: Sequence[tuple[int, ...]],
+        in_place: Mapping[int, int] | None = None,
+    ) -> list[jax.Array]:
+        """The results, of `shapes`; `in_place` says which argument's memory becomes which's."""
         kinds = [jax.ShapeDtypeStruct(*pair) for pair in zip(shapes, self.results, strict=True)]
-        return list(jax.ffi.ffi_call(self.target, kinds, vmap_method="sequential")(*arguments))
+        aliases = {k % len(arguments): of_result for k, of_result in (in_place or {}).items()}
+        call = jax.ffi.ffi_call(
+            self.target, kinds, vmap_method="sequential", input_output_aliases=aliases
+        )
+        return list(call(*arguments))
 
 
 def _program(

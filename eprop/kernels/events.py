@@ -4,20 +4,23 @@ Rows are added in their order, so the same sum is the same number wherever it is
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array as JaxArray
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from .call import Operation
-from .language import TYPES, Array, Code, Number
+from .language import INDEX, Array, Code, Number
 
 TOGETHER = 4
 """Rows that are added at a time: they come from memory side by side, and the sum is read once."""
 TILE = 2**17
 """Numbers of `post` that a sum over steps looks at again and again: what fits into the cache."""
+STEP = (np.int32, 1)
+"""The type of a step's number among a program's arguments."""
 
 
 def each_event(code: Code, events: Array, write: Callable[[Number], None]) -> None:
@@ -98,6 +101,39 @@ def add_rows(
         add([indices[k]])
 
 
+class Events(NamedTuple):
+    """Activity that is 0 or 1, step by step."""
+
+    now: Bool[JaxArray, "time batch n_pre"]
+    before: Bool[JaxArray, "batch n_pre"] | None = None
+    """If given, what is seen at each step is the activity of the step before: this at the first."""
+
+    @property
+    def arrays(self) -> list[JaxArray]:
+        return [self.now] if self.before is None else [self.now, self.before]
+
+    @property
+    def is_late(self) -> bool:
+        return self.before is not None
+
+
+class WrittenEvents:
+    """`Events`, in a program that is being written."""
+
+    def __init__(self, is_late: bool, arrays: Iterator[Array]):
+        self.now, self.before = next(arrays), next(arrays) if is_late else None
+
+    @staticmethod
+    def types(is_late: bool) -> list[tuple[Any, int]]:
+        return [(bool, 3), (bool, 2)] if is_late else [(bool, 3)]
+
+    def at(self, t: Number, b: Number) -> Array:
+        """What is seen by an example in a step."""
+        if self.before is None:
+            return self.now.part(t, b)
+        return self.now.part(t - 1, b).when(t > 0, self.before.part(b))
+
+
 @functools.cache
 def _sum(dtype: Any) -> Operation:
     def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
@@ -114,11 +150,15 @@ def _sum(dtype: Any) -> Operation:
 
 
 @functools.cache
-def _product(dtype: Any) -> Operation:
+def _product(is_late: bool, dtype: Any) -> Operation:
     def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
-        events, post, totals = arrays
-        n_items, n_pre = events.shape
-        # The items at which each presynaptic neuron was 1. First one after another, ...
+        given = iter(arrays)
+        first_step, events = next(given)[0].to(INDEX), WrittenEvents(is_late, given)
+        post, _, totals = given  # the total so far is where the result is to be
+        n_items, n_pre = post.shape[0], totals.shape[0]
+        batch = events.now.shape[1]
+        # The items, steps of examples, at which each presynaptic neuron was 1. First in their
+        # order, ...
         n_most = n_items * n_pre
         pre_of, item_of, items_of = (code.scratch(np.int64, n_most) for _ in range(3))
         begins, filled = code.scratch(np.int64, n_pre + 1), code.scratch(np.int64, n_pre)
@@ -126,14 +166,14 @@ def _product(dtype: Any) -> Operation:
         count.reset()
         with code.loop(n_pre + 1) as i:
             begins[i] = code.index(0)
-        with code.loop(n_items) as item:
+        with code.loop(n_items / batch) as t, code.loop(batch) as b:
 
             def note(i: Number) -> None:
                 k = count.next()
-                pre_of[k], item_of[k] = i, item
+                pre_of[k], item_of[k] = i, t * batch + b
                 begins[i + 1] = begins[i + 1] + 1
 
-            each_event(code, events.part(item), note)
+            each_event(code, events.at(first_step + t, b), note)
         # ... then sorted by neuron, so that each sum is formed at once.
         with code.loop(n_pre) as i:
             filled[i] = begins[i]
@@ -147,12 +187,11 @@ def _product(dtype: Any) -> Operation:
         with code.loop((last - first + width - 1) / width) as tile:
             columns = first + tile * width, (first + tile * width + width).at_most(last)
             with code.loop(n_pre) as i:
-                total = totals.part(i)
-                with code.loop(columns[1], columns[0]) as j:
-                    total[j] = code.number(0, TYPES[totals.dtype])
-                add_rows(code, items_of, begins[i + 1], post, total, begins[i], columns)
+                sums = begins[i + 1], post, totals.part(i), begins[i]
+                add_rows(code, items_of, *sums, columns)
 
-    return Operation("gradient", [(bool, 2), (dtype, 2)], [(dtype, 2)], (1, 1), body, pieces=1)
+    types = [STEP, *WrittenEvents.types(is_late), (dtype, 2), (dtype, 2)]
+    return Operation("gradient", types, [(dtype, 2)], (len(types) - 1, 1), body, pieces=1)
 
 
 def event_currents(
@@ -168,11 +207,24 @@ def event_currents(
 
 
 def event_product(
-    events: Bool[JaxArray, "time batch n_pre"], post: Float[JaxArray, "time batch n_post"]
+    events: Events,
+    post: Float[JaxArray, "time batch n_post"],
+    first_step: int | JaxArray,
+    total: Float[JaxArray, "n_pre n_post"],
 ) -> Float[JaxArray, "n_pre n_post"]:
-    """Σ_t eventsᵀ_t post_t, over the batch, too."""
+    """`total` + Σ_t eventsᵀ_t post_t, over the batch, too; `post` begins at `first_step` of them."""
     n_items = post.shape[0] * post.shape[1]
-    shape = (events.shape[-1], post.shape[-1])
-    flat = events.reshape(n_items, -1), post.reshape(n_items, -1)
-    (totals,) = _product(post.dtype)(*flat, shapes=[shape])
+    (totals,) = _product(events.is_late, post.dtype)(
+        step(first_step),
+        *events.arrays,
+        post.reshape(n_items, -1),
+        total,
+        shapes=[total.shape],
+        in_place={-1: 0},
+    )
     return totals
+
+
+def step(t: int | JaxArray) -> Int[JaxArray, " 1"]:
+    """The number of a step, as programs take it."""
+    return jnp.full(1, t, jnp.int32)

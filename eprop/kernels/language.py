@@ -165,6 +165,11 @@ class Array:
         """The array that is left when the first indices are given."""
         return Array(self.code, self._address(indices), self.dtype, self.shape[len(indices) :])
 
+    def when(self, condition: Number, other: "Array") -> "Array":
+        """This array if it is so, otherwise another of its shape."""
+        pointer = self.code.builder.select(condition.value, self.pointer, other.pointer)
+        return Array(self.code, pointer, self.dtype, self.shape)
+
     def eight(self, index: Any) -> Number:
         """Eight bytes of a row from an index on, as one number."""
         return Number(self.code, self.code.builder.load(self._address(index), align=1, typ=INDEX))

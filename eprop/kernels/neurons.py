@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from ..cells import AbstractCell
 from .call import Operation
 from .equations import Equations, Needed
-from .events import EventList
+from .events import STEP, EventList, Events, WrittenEvents, step
 from .language import INDEX, TYPES, Array, Code, Number
 
 
@@ -93,38 +93,39 @@ class Drive(NamedTuple):
 
     start: Float[JaxArray, "time batch n_post"] | Float[JaxArray, " n_post"]
     """Of each step, or the same for all."""
-    sources: Sequence[
-        tuple[Bool[JaxArray, "time batch n_pre"], Float[JaxArray, "n_pre n_post"]]
-    ] = ()
+    sources: Sequence[tuple[Events, Float[JaxArray, "n_pre n_post"]]] = ()
 
     @property
-    def kind(self) -> tuple[int, int]:
+    def kind(self) -> tuple[int, tuple[bool, ...]]:
         """What a program must know of it."""
-        return self.start.ndim, len(self.sources)
+        return self.start.ndim, tuple(events.is_late for events, _ in self.sources)
 
     @property
     def arrays(self) -> list[JaxArray]:
-        return [self.start, *itertools.chain(*self.sources)]
+        return [self.start, *(x for events, rows in self.sources for x in (*events.arrays, rows))]
 
 
 class _Currents:
     """A `Drive`, in a program that is being written."""
 
-    def __init__(self, code: Code, kind: tuple[int, int], arrays: Iterator[Array]):
-        self.code, self.of_each_step = code, kind[0] > 1
-        (self.start,) = _take(arrays, 1)
-        pairs = [_take(arrays, 2) for _ in range(kind[1])]
-        self.sources = [(*pair, EventList(code, pair[1].shape[0])) for pair in pairs]
+    def __init__(self, code: Code, kind: tuple[int, tuple[bool, ...]], arrays: Iterator[Array]):
+        self.code, self.start, self.of_each_step = code, next(arrays), kind[0] > 1
+        self.sources = []
+        for is_late in kind[1]:
+            events, rows = WrittenEvents(is_late, arrays), next(arrays)
+            self.sources.append((events, rows, EventList(code, rows.shape[0])))
 
     @staticmethod
-    def types(kind: tuple[int, int], dtype: Any) -> list[tuple[Any, int]]:
-        return [(dtype, kind[0]), *[(bool, 3), (dtype, 2)] * kind[1]]
+    def types(kind: tuple[int, tuple[bool, ...]], dtype: Any) -> list[tuple[Any, int]]:
+        of_sources = [[*WrittenEvents.types(is_late), (dtype, 2)] for is_late in kind[1]]
+        return [(dtype, kind[0]), *itertools.chain(*of_sources)]
 
-    def add(self, t: Number, b: Number, current: Array) -> None:
-        """Writes: `current` is that of a step of an example."""
-        _copy(self.code, self.start.part(t, b) if self.of_each_step else self.start, current)
+    def add(self, t: Number, b: Number, current: Array, first_step: Number | int = 0) -> None:
+        """Writes: `current` is that of a step of an example, counted from `first_step` on."""
+        code = self.code
+        _copy(code, self.start.part(t, b) if self.of_each_step else self.start, current)
         for events, rows, found in self.sources:
-            found.find(events.part(t, b))
+            found.find(events.at(t + first_step, b))
             found.add_rows(rows, current)
 
 
@@ -192,7 +193,7 @@ class Neurons:
             *((n_blocks, *x.shape) for x in leaves),
         ]
         spikes, *found = self._run(drive.kind, len(rows))(
-            jnp.full(1, length, jnp.int32),
+            step(length),
             z_before,
             *drive.arrays,
             *rows,
@@ -204,7 +205,7 @@ class Neurons:
         return spikes, structure.unflatten(after), structure.unflatten(starts)
 
     @functools.cache  # noqa: B019
-    def _run(self, kind: tuple[int, int], n_matrices: int) -> Operation:
+    def _run(self, kind: tuple[int, tuple[bool, ...]], n_matrices: int) -> Operation:
         def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
             given = iter(arrays)
             lengths, z_before = _take(given, 2)
@@ -218,7 +219,7 @@ class Neurons:
             populations = self._populations(code, state, constants)
             found = EventList(code, self.n)
 
-            def step(t: Number, b: Number) -> None:
+            def step_of(t: Number, b: Number) -> None:
                 currents.add(t, b, current)
                 for matrix in rows:
                     found.find(z)
@@ -239,13 +240,13 @@ class Neurons:
                         _copy(code, x, y.part(block, b))
                     begin = block * length
                     with code.loop((begin + length).at_most(spikes.shape[0]), begin) as t:
-                        step(t, b)
+                        step_of(t, b)
                 for x, y in zip(state, after, strict=True):
                     _copy(code, x, y.part(b))
 
         states = [(x, 2) for x in self.leaves]
         arguments = [
-            (np.int32, 1),
+            STEP,
             (bool, 2),
             *_Currents.types(kind, self.dtype),
             *[(self.dtype, 2)] * n_matrices,
@@ -260,23 +261,23 @@ class Neurons:
     def replay(
         self,
         drive: Drive,
-        z_tm1: Bool[JaxArray, "time batch n"],
+        z_tm1: Events,
         states: Any,
         arrays: list[JaxArray],
     ) -> Any:
         """The states of all steps, from those before the first. All currents are in `drive`."""
         leaves, structure = jax.tree.flatten(states)
-        shapes = [(len(z_tm1), *x.shape) for x in leaves]
+        shapes = [(len(z_tm1.now), *x.shape) for x in leaves]
         found = self._replay(drive.kind)(
-            z_tm1, *drive.arrays, *leaves, *self._constants(arrays), shapes=shapes
+            *z_tm1.arrays, *drive.arrays, *leaves, *self._constants(arrays), shapes=shapes
         )
         return structure.unflatten(found)
 
     @functools.cache  # noqa: B019
-    def _replay(self, kind: tuple[int, int]) -> Operation:
+    def _replay(self, kind: tuple[int, tuple[bool, ...]]) -> Operation:
         def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
             given = iter(arrays)
-            (z_tm1,), currents = _take(given, 1), _Currents(code, kind, given)
+            z_tm1, currents = WrittenEvents(True, given), _Currents(code, kind, given)
             before, constants = self._given(given)
             states = list(given)
             current = code.scratch(self.dtype, self.n_post)
@@ -285,15 +286,15 @@ class Neurons:
             with code.loop(last, first) as b:
                 for x, y in zip(before, state, strict=True):
                     _copy(code, x.part(b), y)
-                with code.loop(z_tm1.shape[0]) as t:
+                with code.loop(z_tm1.now.shape[0]) as t:
                     currents.add(t, b, current)
-                    self._step(code, populations, current, z_tm1.part(t, b))
+                    self._step(code, populations, current, z_tm1.at(t, b))
                     for x, y in zip(state, states, strict=True):
                         _copy(code, x, y.part(t, b))
 
         before = [(x, 2) for x in self.leaves]
         arguments = [
-            (bool, 3),
+            *WrittenEvents.types(True),
             *_Currents.types(kind, self.dtype),
             *before,
             *self._constant_types,
@@ -310,7 +311,8 @@ class Neurons:
     def back(
         self,
         drive: Drive,
-        z_tm1: Bool[JaxArray, "time batch n"],
+        z_tm1: Events,
+        first_step: int | JaxArray,
         states: Any,
         arrays: list[JaxArray],
         d_spikes: Float[JaxArray, "time batch n"],
@@ -319,17 +321,18 @@ class Neurons:
     ) -> tuple[list[JaxArray], list[JaxArray], Float[JaxArray, "time batch n_post"]]:
         """Backpropagation through each neuron, not the network.
 
-        **Arguments:** `drive`: of all currents; `states`: before the first step; `d_spikes`,
-        `d_states`: dE/dz_t and ∂E/∂s_t of each hidden variable; `d_after`: dE/ds after the last
-        step.
+        **Arguments:** `drive`: of all currents; `first_step`: of the events, where all else
+        begins; `states`: before it; `d_spikes`, `d_states`: dE/dz_t and ∂E/∂s_t of each hidden
+        variable; `d_after`: dE/ds after the last step.
 
         Returns dE/d(trained arrays), dE/ds before the first step, and r_t = dE/dI_t.
         """
         leaves = jax.tree.leaves(states)
-        n_steps, batch = z_tm1.shape[:2]
+        n_steps, batch = d_spikes.shape[:2]
         of_arrays = [(batch, cell.n) for cell in self.cells for _ in cell.arrays]
         r, *found = self._back(drive.kind, d_states is not None)(
-            z_tm1,
+            step(first_step),
+            *z_tm1.arrays,
             *drive.arrays,
             d_spikes,
             *(d_states or []),
@@ -345,18 +348,19 @@ class Neurons:
         return d_arrays, d_before, r
 
     @functools.cache  # noqa: B019
-    def _back(self, kind: tuple[int, int], with_states: bool) -> Operation:
+    def _back(self, kind: tuple[int, tuple[bool, ...]], with_states: bool) -> Operation:
         n_direct, n_arrays = len(self.hidden) * with_states, len(self.arrays)
 
         def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
             given = iter(arrays)
-            (z_tm1,), currents = _take(given, 1), _Currents(code, kind, given)
+            first_step, z_tm1 = next(given)[0].to(INDEX), WrittenEvents(True, given)
+            currents = _Currents(code, kind, given)
             (d_spikes,), direct = _take(given, 1), _take(given, n_direct)
             d_after = _take(given, len(self.hidden))
             before, constants = self._given(given)
             (r,), d_before = _take(given, 1), _take(given, len(self.hidden))
             sums = list(given)
-            n_steps = z_tm1.shape[0]
+            n_steps = d_spikes.shape[0]
             current = code.scratch(self.dtype, self.n_post)
             state = [code.scratch(x.dtype, x.shape[1]) for x in before]
             costate = [code.scratch(x.dtype, x.shape[1]) for x in d_before]
@@ -370,12 +374,13 @@ class Neurons:
                 for x, y in zip(before, state, strict=True):
                     _copy(code, x.part(b), y)
                 with code.loop(n_steps) as t:
-                    currents.add(t, b, current)
+                    currents.add(t, b, current, first_step)
+                    z = z_tm1.at(first_step + t, b)
                     for cells, keep in zip(populations, kept, strict=True):
                         with code.loop(cells.n) as j:
-                            z = z_tm1[t, b, cells.first + j].to(TYPES[self.dtype])
+                            z_j = z[cells.first + j].to(TYPES[self.dtype])
                             rows = [x.part(t) for x in keep]
-                            needed.append(cells.linearized(code, current, z, rows, j))
+                            needed.append(cells.linearized(code, current, z_j, rows, j))
                 for x, y in zip(d_after, costate, strict=True):
                     _copy(code, x.part(b), y)
                 for x in sums:
@@ -399,7 +404,8 @@ class Neurons:
 
         hidden, leaves = [(x, 2) for x in self.hidden], [(x, 2) for x in self.leaves]
         arguments = [
-            (bool, 3),
+            STEP,
+            *WrittenEvents.types(True),
             *_Currents.types(kind, self.dtype),
             (self.dtype, 3),
             *[(self.dtype, 3)] * n_direct,
@@ -408,7 +414,7 @@ class Neurons:
             *self._constant_types,
         ]
         results = [(self.dtype, 3), *hidden, *[(self.dtype, 2)] * n_arrays]
-        return Operation("back", arguments, results, (0, 1), body)
+        return Operation("back", arguments, results, (1, 1), body)
 
     def _step_back(
         self,

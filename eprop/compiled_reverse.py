@@ -1,0 +1,116 @@
+"""E-prop of one layer in reverse, on compiled programs: see `reverse`, whose numbers these are.
+
+The record is not cut: programs are told at which step of it a block begins.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .cells import hidden_variables
+from .compiled import CompiledLayer
+from .kernels import Events, event_product
+from .layer import trained_constants
+from .record import Block, whole_run
+from .sequences import Blocks, cut, join, scan_blocks
+from .signals import (
+    Later,
+    LayerGradients,
+    Reversed,
+    Signals,
+    UnitSignal,
+    before_delay,
+)
+
+
+def reverse_compiled(
+    layer: CompiledLayer,
+    w: dict[str, Array],
+    b: Float[Array, "n n_out"],
+    blocks: Blocks,
+    signals: Signals,
+    *,
+    units: Sequence[UnitSignal],
+    of_below: bool,
+) -> Reversed:
+    """From the last block to the first."""
+    start, below, spikes = whole_run(blocks)
+    events = layer.events_below(start, below)
+    seen = None if events is None else Events(events)
+    z_t, z_tm1 = Events(spikes), Events(spikes, start.spikes > 0)
+
+    def of_block(later: Later, now: tuple[Int[Array, " time"], Block, Signals, Any]):
+        steps, block, signals, fading = now
+        graded = None
+        if seen is None or of_below:
+            graded = layer.layer.delayed_below(block.start, block.below)
+        drive = layer.drive(w, events, graded)
+        drive = layer.with_recurrent(drive, z_tm1, w)
+
+        def pullback(d_spikes, d_states, d_after):
+            states, constants = block.start.neurons, layer.constants
+            return layer.neurons.back(
+                drive, z_tm1, steps[0], states, constants, d_spikes, d_states, d_after
+            )
+
+        d_spikes = signals.error @ b.T  # ℓ_t, [time, batch, n]
+        if signals.spikes is not None:
+            d_spikes = d_spikes + signals.spikes
+        d_constants, costates, r = pullback(d_spikes, signals.states, later.costates)
+
+        so_far = later.gradients
+        weights = dict(so_far.weights)
+        if "recurrent" in w:
+            weights["recurrent"] = event_product(z_tm1, r, steps[0], weights["recurrent"])
+        if "bias" in w:
+            weights["bias"] = weights["bias"] + r.sum((0, 1))[None]
+        if seen is not None:
+            weights["below"] = event_product(seen, r, steps[0], weights["below"])
+        d_pre = None
+        if graded is not None:
+            _, of_currents = jax.vjp(layer.layer.below.currents, w["below"], graded)
+            d_below, d_pre = of_currents(r)
+            if seen is None:
+                weights["below"] = weights["below"] + d_below
+        gradients = LayerGradients(
+            weights,
+            jax.tree.map(jnp.add, so_far.constants, d_constants),
+            event_product(z_t, signals.error, steps[0], so_far.readout),
+        )
+
+        unit_costates, unit_currents = [], []
+        for unit, on_spikes in zip(later.units, fading, strict=True):
+            on_spikes = jnp.zeros(len(steps), r.dtype) if on_spikes is None else on_spikes
+            on_spikes = jnp.broadcast_to(on_spikes[:, None, None], d_spikes.shape)
+            _, before, of_currents = pullback(on_spikes, None, unit)
+            unit_costates.append(before)
+            unit_currents.append(of_currents)
+        of_pre = d_pre if of_below else None
+        return Later(costates, gradients, unit_costates), (of_pre, unit_currents)
+
+    length = blocks.whole.spikes.shape[1]
+    of_time = cut((jnp.arange(len(spikes)), signals, [unit.fading for unit in units]), length)
+    together = Blocks(*map(_with_block, of_time, blocks))
+    constants, structure = jax.tree.flatten(trained_constants(layer.layer))
+    nothing = LayerGradients(
+        jax.tree.map(jnp.zeros_like, w),
+        [jnp.zeros_like(x) for x in constants],
+        jnp.zeros_like(b),
+    )
+    costates = [jnp.zeros_like(x) for x in hidden_variables(start.neurons)]
+    last = Later(costates, nothing, [unit.at_end for unit in units])
+    first, by_step = scan_blocks(of_block, last, together, reverse=True)
+    d_pre, unit_currents = join(by_step)
+    found = first.gradients
+    gradients = LayerGradients(
+        layer.layer.joined(found.weights), structure.unflatten(found.constants), found.readout
+    )
+    d_below = None if d_pre is None else before_delay(layer.layer, d_pre)
+    return Reversed(first.costates, gradients, d_below, first.units, unit_currents)
+
+
+def _with_block(of_time: Any, block: Block | None) -> Any:
+    return None if block is None else (of_time[0], block, *of_time[1:])
