@@ -21,7 +21,7 @@ What is needed for some steps only is computed for a block of them, in memory th
 cache.
 """
 
-EXAMPLE_BYTES = 2**16
+EXAMPLE_BYTES = 2**18
 """The same for one example, which compiled programs go through by itself."""
 
 

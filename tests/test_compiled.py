@@ -12,7 +12,7 @@ import pytest
 
 import eprop
 from eprop.compiled import programs, without_kernels
-from eprop.kernels import Neurons, event_currents, event_product
+from eprop.kernels import Events, Neurons, event_currents, event_product
 from tests.comparison import assert_close, assert_trees_close, relative_error
 
 KEY = jax.random.key(0)
@@ -295,8 +295,21 @@ class TestEvents:
         plain = np.asarray(x, float)
         found = event_currents(x, jnp.asarray(rows), jnp.asarray(start))
         assert_close(found, start + plain @ rows, 1e-12)
-        found = event_product(x, jnp.asarray(post))
-        assert_close(found, np.tensordot(plain, post, axes=((0, 1), (0, 1))), 1e-12)
+        total = rng.normal(size=(n, 4))
+        found = event_product(Events(x), jnp.asarray(post), 0, jnp.asarray(total))
+        assert_close(found, total + np.tensordot(plain, post, axes=((0, 1), (0, 1))), 1e-12)
+
+    @pytest.mark.parametrize("first", [0, 2])
+    def test_late_events_are_those_of_the_step_before(self, first):
+        rng = np.random.default_rng(first)
+        x, before = rng.random((6, 5, 9)) < 0.3, rng.random((5, 9)) < 0.3
+        post = rng.normal(size=(4, 5, 3))
+        late = Events(jnp.asarray(x), jnp.asarray(before))
+        zeros = jnp.zeros((9, 3))
+        found = jax.jit(event_product)(late, jnp.asarray(post), first, zeros)
+        seen = np.concatenate([before[None], x])[first : first + 4].astype(float)
+        assert_close(found, np.tensordot(seen, post, axes=((0, 1), (0, 1))), 1e-12)
+        assert not np.allclose(found, np.tensordot(x[first : first + 4], post, ((0, 1), (0, 1))))
 
     def test_two_in_one_program(self):
         x = jnp.asarray(np.random.default_rng(0).random((50, 40, 30)) < 0.1)

@@ -137,14 +137,11 @@ class WrittenEvents:
 @functools.cache
 def _sum(dtype: Any) -> Operation:
     def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
-        events, rows, start, totals = arrays
+        events, rows, _, totals = arrays  # the total so far is where the result is to be
         found = EventList(code, events.shape[1])
         with code.loop(last, first) as item:
-            begin, total = start.part(item), totals.part(item)
-            with code.loop(total.shape[0]) as j:
-                total[j] = begin[j]
             found.find(events.part(item))
-            found.add_rows(rows, total)
+            found.add_rows(rows, totals.part(item))
 
     return Operation("currents", [(bool, 2), (dtype, 2), (dtype, 2)], [(dtype, 2)], (0, 0), body)
 
@@ -202,7 +199,9 @@ def event_currents(
     """`start` + events @ rows."""
     n_items = start.shape[0] * start.shape[1]
     flat = start.reshape(n_items, -1)
-    (totals,) = _sum(rows.dtype)(events.reshape(n_items, -1), rows, flat, shapes=[flat.shape])
+    (totals,) = _sum(rows.dtype)(
+        events.reshape(n_items, -1), rows, flat, shapes=[flat.shape], in_place={-1: 0}
+    )
     return totals.reshape(start.shape)
 
 
@@ -212,7 +211,7 @@ def event_product(
     first_step: int | JaxArray,
     total: Float[JaxArray, "n_pre n_post"],
 ) -> Float[JaxArray, "n_pre n_post"]:
-    """`total` + Σ_t eventsᵀ_t post_t, over the batch, too; `post` begins at `first_step` of them."""
+    """`total` + Σ_t eventsᵀ_t post_t, over the batch, too. `post` begins at `first_step`."""
     n_items = post.shape[0] * post.shape[1]
     (totals,) = _product(events.is_late, post.dtype)(
         step(first_step),
