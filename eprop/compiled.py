@@ -15,9 +15,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
-from .kernels import Drive, Events, Neurons, NotTranslatable, event_currents, neurons_of
+from .kernels import (
+    Drive,
+    Events,
+    Neurons,
+    NotTranslatable,
+    event_currents,
+    event_traces,
+    neurons_of,
+)
 from .layer import Layer, LayerState, Unrolled, trained_constants
 from .record import Block
 from .sequences import Blocks, cut
@@ -130,6 +138,29 @@ class CompiledLayer:
             "inputs are booleans, but the state that they go on from has other inputs than 0 and "
             "1 on their way in delays: give all of them as numbers",
         )
+
+    def arrived(
+        self,
+        start: LayerState,
+        below: Array,
+        spikes: Array,
+        post: Float[Array, "time batch n"],
+        total: Float[Array, "batch fan_in n"],
+    ) -> Float[Array, "batch fan_in n"]:
+        """`total` + Σ_t (what a dense synapse has seen) · post_t of each example."""
+        events = self.events_below(start, below)
+        for kind, rows in self.layer.rows.items():
+            if kind == "recurrent":
+                z_tm1 = Events(spikes, start.spikes > 0)
+                total = event_traces(z_tm1, post, rows.start, total)
+            elif kind == "bias":
+                total = total.at[:, rows].add(post.sum(0)[:, None])
+            elif events is None:
+                seen = self.layer.delayed_below(start, below)
+                total = total.at[:, rows].add(jnp.einsum("tbf,tbj->bfj", seen, post))
+            else:
+                total = event_traces(Events(events), post, rows.start, total)
+        return total
 
     def drive(
         self, w: dict[str, Array], events: Array | None, graded: Array | None = None

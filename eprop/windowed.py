@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from .cells import Port, hidden_variables
 from .common_vectors import CommonVector, common_traces, lead_common
+from .compiled import compiled
 from .constant_traces import ConstantTraces, collect_constants, lead_constants
 from .layer import Layer
 from .record import Block, whole_run
@@ -51,8 +52,9 @@ def window_gradients(
         units=units,
     )
 
-    start, below, spikes = whole_run(blocks)
-    spikes = spikes.astype(layer.dtype)
+    start, below, as_recorded = whole_run(blocks)
+    fast = compiled(layer, len(error)) if as_recorded.dtype == bool else None
+    spikes = as_recorded.astype(layer.dtype)
     pre = layer.presynaptic(start, below, spikes)
     faded = kappa ** len(error)
 
@@ -63,20 +65,21 @@ def window_gradients(
         vectors = [by_synapse(synapses, x, port) for x in old.vectors]
         return sum_over_batch([*costates, readout], [*vectors, old.filtered])
 
-    def after(
-        synapses: AbstractSynapses, port: Port, old: PortTraces, pre: Float[Array, "time batch _"]
-    ) -> PortTraces:
+    def after(kind: str, synapses: AbstractSynapses, port: Port, old: PortTraces) -> PortTraces:
         """The traces at the end of the window."""
         vectors = [by_synapse(synapses, x, port) for x in old.vectors]
 
         def led(unit: int) -> Array:
             of_port = layer.neurons.hidden_of(port.population, result.unit_costates[unit])
-            arrived = _arrived(synapses, port, pre, result.unit_currents[unit])
-            return sum_of_products(of_port, vectors) + arrived
+            r = result.unit_currents[unit][..., port.columns]
+            led = sum_of_products(of_port, vectors)
+            if fast is not None and kind == "dense":
+                return fast.arrived(start, below, as_recorded, r, led)
+            return led + _arrived(synapses, port, pre[kind], r)
 
         common = commons[port.population][port.current]
         units_here = unit_of[port.population]
-        leading = lead_common(common, old.vectors, pre)
+        leading = lead_common(common, old.vectors, pre[kind])
         new = [led(units_here[k]) if x is None else x for k, x in enumerate(leading)]
         return PortTraces(new, faded * old.filtered + led(len(units) - 1))
 
@@ -85,7 +88,7 @@ def window_gradients(
         ports = list(zip(layer.neurons.ports, traces.synapses[kind], strict=True))
         sums = jnp.concatenate([before(synapses, *port) for port in ports], axis=1)
         weights[kind] = result.gradients.weights[kind] + synapses.collect(sums)
-        new_traces[kind] = [after(synapses, *port, pre[kind]) for port in ports]
+        new_traces[kind] = [after(kind, synapses, *port) for port in ports]
 
     of_constants = [
         jnp.einsum("bj,bpj->pj", *pair)
@@ -132,10 +135,9 @@ def _arrived(
     synapses: AbstractSynapses,
     port: Port,
     pre: Float[Array, "time batch n_pre"],
-    d_currents: Float[Array, "time batch n_post"],
+    r: Float[Array, "time batch n"],
 ) -> Float[Array, "batch fan_in n"]:
-    """Σ_t (what a synapse has seen) · d(unit)/dI_t."""
-    r = d_currents[..., port.columns]
+    """Σ_t (what a synapse has seen) · r_t, with r_t = d(unit)/dI_t."""
 
     def seen(pre_t):
         return by_synapse(synapses, pre_t, port)

@@ -224,6 +224,39 @@ def event_product(
     return totals
 
 
+@functools.cache
+def _traces(is_late: bool, dtype: Any) -> Operation:
+    def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
+        given = iter(arrays)
+        first_row, events = next(given)[0].to(INDEX), WrittenEvents(is_late, given)
+        post, _, totals = given  # the total so far is where the result is to be
+        with code.loop(last, first) as b, code.loop(post.shape[0]) as t:
+            now = post.part(t, b)
+
+            def add(i: Number) -> None:
+                total = totals.part(b, first_row + i)
+                with code.loop(total.shape[0]) as j:
+                    total[j] = total[j] + now[j]
+
+            each_event(code, events.at(t, b), add)
+
+    types = [STEP, *WrittenEvents.types(is_late), (dtype, 3), (dtype, 3)]
+    return Operation("traces", types, [(dtype, 3)], (len(types) - 1, 0), body)
+
+
+def event_traces(
+    events: Events,
+    post: Float[JaxArray, "time batch n_post"],
+    first_row: int,
+    total: Float[JaxArray, "batch rows n_post"],
+) -> Float[JaxArray, "batch rows n_post"]:
+    """`total` + Σ_t events_t ⊗ post_t of each example, in the rows from `first_row` on."""
+    (totals,) = _traces(events.is_late, post.dtype)(
+        step(first_row), *events.arrays, post, total, shapes=[total.shape], in_place={-1: 0}
+    )
+    return totals
+
+
 def step(t: int | JaxArray) -> Int[JaxArray, " 1"]:
     """The number of a step, as programs take it."""
     return jnp.full(1, t, jnp.int32)
