@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from .cells import hidden_variables
 from .compiled import CompiledLayer
-from .kernels import Events, event_product
+from .kernels import Cotangents, Events, event_product
 from .layer import trained_constants
 from .record import Block, whole_run
 from .sequences import Blocks, cut, join, scan_blocks
@@ -50,16 +50,16 @@ def reverse_compiled(
         drive = layer.drive(w, events, graded)
         drive = layer.with_recurrent(drive, z_tm1, w)
 
-        def pullback(d_spikes, d_states, d_after):
-            states, constants = block.start.neurons, layer.constants
-            return layer.neurons.back(
-                drive, z_tm1, steps[0], states, constants, d_spikes, d_states, d_after
-            )
-
-        d_spikes = signals.error @ b.T  # ℓ_t, [time, batch, n]
-        if signals.spikes is not None:
-            d_spikes = d_spikes + signals.spikes
-        d_constants, costates, r = pullback(d_spikes, signals.states, later.costates)
+        error = signals.error, b.T  # whose product is ℓ_t, [time, batch, n]
+        functions = [
+            Cotangents(later.costates, signals.spikes, signals.states, error),
+            *map(Cotangents, later.units, fading),
+        ]
+        states, n_steps = block.start.neurons, len(steps)
+        of_loss, *of_units = layer.neurons.back(
+            drive, z_tm1, steps[0], n_steps, states, layer.constants, functions
+        )
+        r = of_loss.currents
 
         so_far = later.gradients
         weights = dict(so_far.weights)
@@ -77,19 +77,13 @@ def reverse_compiled(
                 weights["below"] = weights["below"] + d_below
         gradients = LayerGradients(
             weights,
-            jax.tree.map(jnp.add, so_far.constants, d_constants),
+            jax.tree.map(jnp.add, so_far.constants, of_loss.arrays),
             event_product(z_t, signals.error, steps[0], so_far.readout),
         )
 
-        unit_costates, unit_currents = [], []
-        for unit, on_spikes in zip(later.units, fading, strict=True):
-            on_spikes = jnp.zeros(len(steps), r.dtype) if on_spikes is None else on_spikes
-            on_spikes = jnp.broadcast_to(on_spikes[:, None, None], d_spikes.shape)
-            _, before, of_currents = pullback(on_spikes, None, unit)
-            unit_costates.append(before)
-            unit_currents.append(of_currents)
         of_pre = d_pre if of_below else None
-        return Later(costates, gradients, unit_costates), (of_pre, unit_currents)
+        earlier = Later(of_loss.before, gradients, [unit.before for unit in of_units])
+        return earlier, (of_pre, [unit.currents for unit in of_units])
 
     length = blocks.whole.spikes.shape[1]
     of_time = cut((jnp.arange(len(spikes)), signals, [unit.fading for unit in units]), length)

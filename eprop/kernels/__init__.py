@@ -4,6 +4,7 @@ from .events import Events as Events
 from .events import event_currents as event_currents
 from .events import event_product as event_product
 from .events import event_traces as event_traces
+from .neurons import Cotangents as Cotangents
 from .neurons import Drive as Drive
 from .neurons import Neurons as Neurons
 from .neurons import neurons_of as neurons_of

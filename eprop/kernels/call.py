@@ -17,7 +17,7 @@ import llvmlite.binding as llvm
 import llvmlite.ir as ir
 import numpy as np
 
-from .language import INDEX, POINTER, Array, Code, Number
+from .language import INDEX, POINTER, SLOTS, Array, Code, Number
 
 # Offsets in the structures of XLA's C interface, xla/ffi/api/c_api.h, version 0.3.
 ARGUMENTS, RESULTS = 72, 112  # of a call: where the tables of its buffers are
@@ -191,8 +191,62 @@ define internal void @forget(ptr %api, ptr %error) {{
   ret void
 }}
 
+; Memory for scratch arrays. What a call gives back waits in a slot for the next: asking the system
+; for it each time would take longer than what it is needed for. Its size is written before it.
+define internal noalias ptr @take(ptr %slots, i64 %bytes) noinline {{
+  br label %look
+look:
+  %i = phi i64 [ 0, %0 ], [ %i.next, %next ]
+  %slot = getelementptr ptr, ptr %slots, i64 %i
+  %found = atomicrmw xchg ptr %slot, ptr null seq_cst
+  %none = icmp eq ptr %found, null
+  br i1 %none, label %next, label %some
+next:
+  %i.next = add i64 %i, 1
+  %more = icmp slt i64 %i.next, {slots}
+  br i1 %more, label %look, label %new
+some:
+  %size = load i64, ptr %found
+  %enough = icmp sge i64 %size, %bytes
+  br i1 %enough, label %end, label %small
+small:
+  call void @free(ptr %found)
+  br label %new
+new:
+  %all = add i64 %bytes, 64
+  %fresh = call ptr @malloc(i64 %all)
+  store i64 %bytes, ptr %fresh
+  br label %end
+end:
+  %block = phi ptr [ %found, %some ], [ %fresh, %new ]
+  %memory = getelementptr i8, ptr %block, i64 64
+  ret ptr %memory
+}}
+
+define internal void @give(ptr %slots, ptr %memory) noinline {{
+  %block = getelementptr i8, ptr %memory, i64 -64
+  br label %look
+look:
+  %i = phi i64 [ 0, %0 ], [ %i.next, %next ]
+  %slot = getelementptr ptr, ptr %slots, i64 %i
+  %try = cmpxchg ptr %slot, ptr null, ptr %block seq_cst seq_cst
+  %empty = extractvalue {{ ptr, i1 }} %try, 1
+  br i1 %empty, label %end, label %next
+next:
+  %i.next = add i64 %i, 1
+  %more = icmp slt i64 %i.next, {slots}
+  br i1 %more, label %look, label %full
+full:
+  call void @free(ptr %block)
+  br label %end
+end:
+  ret void
+}}
+
 declare i64 @llvm.smin.i64(i64, i64)
-{external}declare i32 @sched_yield()
+declare ptr @malloc(i64)
+declare void @free(ptr)
+declare i32 @sched_yield()
 """
 PIECES = 4
 
@@ -283,10 +337,9 @@ def _program(
     table, k = (ARGUMENTS, array) if array < n_arguments else (RESULTS, array - n_arguments)
     for function in (code.function, work):
         function.linkage = "internal"
-    declarations = {"malloc": "declare ptr @malloc(i64)", "free": "declare void @free(ptr)"}
-    external = "\n".join(text for name, text in declarations.items() if name not in module.globals)
-    entry = ENTRY.format(table=table, buffer=k, axis=axis, pieces=pieces, external=external + "\n")
-    return f"{module}\n{entry}"
+    entry = ENTRY.format(table=table, buffer=k, axis=axis, pieces=pieces, slots=SLOTS.count)
+    declared = re.compile(r'^declare .*@"(take|give)".*$', re.MULTILINE)  # they are in ENTRY
+    return f"{declared.sub('', str(module))}\n{entry}"
 
 
 # Compilation.

@@ -25,6 +25,8 @@ TYPES = {
     np.dtype(np.int64): INDEX,
 }
 """What a number of a dtype is to LLVM. In memory a boolean is a byte."""
+SLOTS = ir.ArrayType(POINTER, 64)
+"""Where memory for scratch arrays waits between calls: `take` and `give` of `kernels.call`."""
 INTRINSICS = ("fabs", "sqrt", "floor", "ceil", "exp", "exp2", "log", "sin", "cos")
 """Functions that LLVM knows by itself."""
 
@@ -195,7 +197,7 @@ class Code:
         self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
         self.pointers = self.function.args[:n_pointers]
         self.integers = [Number(self, x) for x in self.function.args[n_pointers:]]
-        self._scratch: list[ir.Value] = []
+        self._scratch: list[tuple[ir.Value, ir.Value]] = []
 
     def number(self, x: Any, of_type: Any) -> Number:
         """A constant."""
@@ -211,14 +213,18 @@ class Code:
         n_bytes = self.index(np.dtype(dtype).itemsize)
         for length in shape:
             n_bytes = n_bytes * length
-        allocate = self._external("malloc", POINTER, INDEX)
-        self._scratch.append(self.builder.call(allocate, [n_bytes.value]))
-        return Array(self, self._scratch[-1], dtype, shape)
+        slots = ir.GlobalVariable(self.module, SLOTS, f"slots.{len(self._scratch)}")
+        slots.linkage, slots.initializer = "internal", ir.Constant(SLOTS, None)
+        take = self._external("take", POINTER, POINTER, INDEX)
+        take.return_value.add_attribute("noalias")
+        self._scratch.append((slots, self.builder.call(take, [slots, n_bytes.value])))
+        return Array(self, self._scratch[-1][1], dtype, shape)
 
     def end(self) -> None:
         """The function returns."""
-        for pointer in self._scratch:
-            self.builder.call(self._external("free", ir.VoidType(), POINTER), [pointer])
+        give = self._external("give", ir.VoidType(), POINTER, POINTER)
+        for slots, pointer in self._scratch:
+            self.builder.call(give, [slots, pointer])
         self.builder.ret_void()
 
     def _external(self, name: str, result: Any, *arguments: Any) -> ir.Function:

@@ -129,6 +129,80 @@ class _Currents:
             found.add_rows(rows, current)
 
 
+class Cotangents(NamedTuple):
+    """The derivative of a function of a run with respect to what the neurons did."""
+
+    after: list[Float[JaxArray, "batch _"]]
+    """dE/ds after the last step."""
+    spikes: Float[JaxArray, "time batch n"] | Float[JaxArray, " time"] | None = None
+    """∂E/∂z_t, of each neuron or the same for all; `None` for zero."""
+    states: list[Float[JaxArray, "time batch _"]] | None = None
+    """∂E/∂s_t of each hidden variable; `None` for zero."""
+    error: tuple[Float[JaxArray, "time batch n_out"], Float[JaxArray, "n_out n"]] | None = None
+    """The readout's error and what feeds it back; their product is added to ∂E/∂z_t."""
+
+    @property
+    def kind(self) -> tuple[int, bool, bool]:
+        """What a program must know of it."""
+        ndim = 0 if self.spikes is None else self.spikes.ndim
+        return ndim, self.states is not None, self.error is not None
+
+    @property
+    def arrays(self) -> list[JaxArray]:
+        spikes = [] if self.spikes is None else [self.spikes]
+        return [*self.after, *spikes, *(self.states or []), *(self.error or [])]
+
+
+class PulledBack(NamedTuple):
+    """The same with respect to what the neurons' run came from."""
+
+    arrays: list[JaxArray]
+    """dE/d(trained arrays)."""
+    before: list[Float[JaxArray, "batch _"]]
+    """dE/ds before the first step."""
+    currents: Float[JaxArray, "time batch n_post"]
+    """r_t = dE/dI_t."""
+
+
+class _Cotangents:
+    """`Cotangents`, in a program that is being written."""
+
+    def __init__(self, kind: tuple[int, bool, bool], n_hidden: int, arrays: Iterator[Array]):
+        self.ndim, with_states, with_error = kind
+        self.after = _take(arrays, n_hidden)
+        self.spikes = _take(arrays, int(self.ndim > 0))
+        self.states = _take(arrays, n_hidden * with_states)
+        self.error = _take(arrays, 2 * with_error)
+
+    @staticmethod
+    def types(
+        kind: tuple[int, bool, bool], dtype: Any, hidden: Sequence[Any]
+    ) -> list[tuple[Any, int]]:
+        ndim, with_states, with_error = kind
+        return [
+            *((x, 2) for x in hidden),
+            *[(dtype, ndim)] * (ndim > 0),
+            *((x, 3) for x in hidden if with_states),
+            *[(dtype, 3), (dtype, 2)] * with_error,
+        ]
+
+    def write_spikes(self, code: Code, t: Number, b: Number, d_spikes: Array) -> None:
+        """Writes dE/dz_t of an example, `[n]`."""
+        if self.ndim == 3:
+            _copy(code, self.spikes[0].part(t, b), d_spikes)
+        else:
+            nothing = code.number(0, TYPES[d_spikes.dtype])
+            same = self.spikes[0][t] if self.ndim == 1 else nothing
+            with code.loop(d_spikes.shape[0]) as j:
+                d_spikes[j] = same
+        if self.error:
+            error, feedback = self.error
+            with code.loop(error.shape[2]) as k:
+                error_k = error[t, b, k]
+                with code.loop(d_spikes.shape[0]) as j:
+                    d_spikes[j] = d_spikes[j] + error_k * feedback[k, j]
+
+
 def neurons_of(cells: Sequence[AbstractCell], dtype: Any) -> "Neurons":
     """The programs of a layer's neurons, kept for next time.
 
@@ -313,57 +387,56 @@ class Neurons:
         drive: Drive,
         z_tm1: Events,
         first_step: int | JaxArray,
+        n_steps: int,
         states: Any,
         arrays: list[JaxArray],
-        d_spikes: Float[JaxArray, "time batch n"],
-        d_states: list[JaxArray] | None,
-        d_after: list[JaxArray],
-    ) -> tuple[list[JaxArray], list[JaxArray], Float[JaxArray, "time batch n_post"]]:
-        """Backpropagation through each neuron, not the network.
+        functions: Sequence[Cotangents],
+    ) -> list[PulledBack]:
+        """Backpropagation through each neuron, not the network, of some functions of a run.
 
         **Arguments:** `drive`: of all currents; `first_step`: of the events, where all else
-        begins; `states`: before it; `d_spikes`, `d_states`: dE/dz_t and ∂E/∂s_t of each hidden
-        variable; `d_after`: dE/ds after the last step.
-
-        Returns dE/d(trained arrays), dE/ds before the first step, and r_t = dE/dI_t.
+        begins, for `n_steps`; `states`: before it.
         """
         leaves = jax.tree.leaves(states)
-        n_steps, batch = d_spikes.shape[:2]
+        batch = z_tm1.now.shape[1]
         of_arrays = [(batch, cell.n) for cell in self.cells for _ in cell.arrays]
-        r, *found = self._back(drive.kind, d_states is not None)(
+        d_before = [x.shape for x in functions[0].after]
+        of_function = [(n_steps, batch, self.n_post), *d_before, *of_arrays]
+        found = self._back(drive.kind, tuple(x.kind for x in functions))(
             step(first_step),
             *z_tm1.arrays,
             *drive.arrays,
-            d_spikes,
-            *(d_states or []),
-            *d_after,
             *leaves,
             *self._constants(arrays),
-            shapes=[(n_steps, batch, self.n_post), *(x.shape for x in d_after), *of_arrays],
+            *itertools.chain(*(x.arrays for x in functions)),
+            shapes=of_function * len(functions),
         )
-        d_before, sums = found[: len(d_after)], found[len(d_after) :]
-        d_arrays = [
-            x.sum(0) if array.ndim else x.sum() for array, x in zip(self.arrays, sums, strict=True)
-        ]
-        return d_arrays, d_before, r
+
+        def pulled_back(r: JaxArray, *found: JaxArray) -> PulledBack:
+            before, sums = found[: len(d_before)], found[len(d_before) :]
+            pairs = zip(self.arrays, sums, strict=True)
+            d_arrays = [x.sum(0) if array.ndim else x.sum() for array, x in pairs]
+            return PulledBack(d_arrays, list(before), r)
+
+        n = len(of_function)
+        return [pulled_back(*found[n * k : n * (k + 1)]) for k in range(len(functions))]
 
     @functools.cache  # noqa: B019
-    def _back(self, kind: tuple[int, tuple[bool, ...]], with_states: bool) -> Operation:
-        n_direct, n_arrays = len(self.hidden) * with_states, len(self.arrays)
-
+    def _back(
+        self, kind: tuple[int, tuple[bool, ...]], functions: tuple[tuple[int, bool, bool], ...]
+    ) -> Operation:
         def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
             given = iter(arrays)
             first_step, z_tm1 = next(given)[0].to(INDEX), WrittenEvents(True, given)
             currents = _Currents(code, kind, given)
-            (d_spikes,), direct = _take(given, 1), _take(given, n_direct)
-            d_after = _take(given, len(self.hidden))
             before, constants = self._given(given)
-            (r,), d_before = _take(given, 1), _take(given, len(self.hidden))
-            sums = list(given)
-            n_steps = d_spikes.shape[0]
+            cotangents = [_Cotangents(x, len(self.hidden), given) for x in functions]
+            found = [_take(given, 1 + len(self.hidden) + len(self.arrays)) for _ in functions]
+            n_steps = found[0][0].shape[0]
+            d_spikes = code.scratch(self.dtype, self.n)
             current = code.scratch(self.dtype, self.n_post)
             state = [code.scratch(x.dtype, x.shape[1]) for x in before]
-            costate = [code.scratch(x.dtype, x.shape[1]) for x in d_before]
+            costate = [code.scratch(x.dtype, x.shape[1]) for x in cotangents[0].after]
             populations = self._populations(code, state, constants)
             kept = [
                 [code.scratch(dtype, n_steps, cells.n) for dtype in cells.equations.kept]
@@ -381,39 +454,41 @@ class Neurons:
                             z_j = z[cells.first + j].to(TYPES[self.dtype])
                             rows = [x.part(t) for x in keep]
                             needed.append(cells.linearized(code, current, z_j, rows, j))
-                for x, y in zip(d_after, costate, strict=True):
-                    _copy(code, x.part(b), y)
-                for x in sums:
-                    with code.loop(x.shape[1]) as j:
-                        x[b, j] = code.number(0, TYPES[self.dtype])
-                with code.loop(n_steps) as later:
-                    t = n_steps - 1 - later
-                    self._step_back(
-                        code,
-                        populations,
-                        needed,
-                        [[x.part(t) for x in keep] for keep in kept],
-                        d_spikes.part(t, b),
-                        [x.part(t, b) for x in direct],
-                        costate,
-                        [x.part(b) for x in sums],
-                        r.part(t, b),
-                    )
-                for x, y in zip(costate, d_before, strict=True):
-                    _copy(code, x, y.part(b))
+                for of_function, results in zip(cotangents, found, strict=True):
+                    r, d_before, sums = _parted(results, len(self.hidden))
+                    for x, y in zip(of_function.after, costate, strict=True):
+                        _copy(code, x.part(b), y)
+                    for x in sums:
+                        with code.loop(x.shape[1]) as j:
+                            x[b, j] = code.number(0, TYPES[self.dtype])
+                    with code.loop(n_steps) as later:
+                        t = n_steps - 1 - later
+                        of_function.write_spikes(code, t, b, d_spikes)
+                        self._step_back(
+                            code,
+                            populations,
+                            needed,
+                            [[x.part(t) for x in keep] for keep in kept],
+                            d_spikes,
+                            [x.part(t, b) for x in of_function.states],
+                            costate,
+                            [x.part(b) for x in sums],
+                            r.part(t, b),
+                        )
+                    for x, y in zip(costate, d_before, strict=True):
+                        _copy(code, x, y.part(b))
 
-        hidden, leaves = [(x, 2) for x in self.hidden], [(x, 2) for x in self.leaves]
+        hidden, of_arrays = [(x, 2) for x in self.hidden], [(self.dtype, 2)] * len(self.arrays)
+        of_functions = [_Cotangents.types(x, self.dtype, self.hidden) for x in functions]
         arguments = [
             STEP,
             *WrittenEvents.types(True),
             *_Currents.types(kind, self.dtype),
-            (self.dtype, 3),
-            *[(self.dtype, 3)] * n_direct,
-            *hidden,
-            *leaves,
+            *[(x, 2) for x in self.leaves],
             *self._constant_types,
+            *itertools.chain(*of_functions),
         ]
-        results = [(self.dtype, 3), *hidden, *[(self.dtype, 2)] * n_arrays]
+        results = [(self.dtype, 3), *hidden, *of_arrays] * len(functions)
         return Operation("back", arguments, results, (1, 1), body)
 
     def _step_back(
@@ -433,11 +508,11 @@ class Neurons:
         for cells, of_step, rows in zip(populations, needed, kept, strict=True):
             equations = cells.equations
             of_costates = _take(variables, equations.n_hidden)
-            of_direct = _take(straight, equations.n_hidden) if direct else []
+            of_direct = _take(straight, equations.n_hidden)
             of_sums = _take(totals, len(equations.arrays))
             with code.loop(cells.n) as j:
                 d_hidden = [x[j] for x in of_costates]
-                if direct:
+                if of_direct:
                     d_hidden = [x + y[j] for x, y in zip(d_hidden, of_direct, strict=True)]
                 cotangents = [*d_hidden, d_spikes[cells.first + j]]
                 found = iter(cells.back(code, of_step, rows, cotangents, j))
@@ -485,6 +560,11 @@ class Neurons:
 
 def _take(arrays: Iterator[Any], count: int) -> list[Any]:
     return list(itertools.islice(arrays, count))
+
+
+def _parted(results: list[Array], n_hidden: int) -> tuple[Array, list[Array], list[Array]]:
+    r, *others = results
+    return r, others[:n_hidden], others[n_hidden:]
 
 
 def _copy(code: Code, x: Array, y: Array) -> None:
