@@ -439,7 +439,7 @@ class Neurons:
             costate = [code.scratch(x.dtype, x.shape[1]) for x in cotangents[0].after]
             populations = self._populations(code, state, constants)
             kept = [
-                [code.scratch(dtype, n_steps, cells.n) for dtype in cells.equations.kept]
+                [code.scratch(x, n_steps, _whole_lines(cells.n, x)) for x in cells.equations.kept]
                 for cells in populations
             ]
             needed: list[Needed] = []
@@ -560,6 +560,12 @@ class Neurons:
 
 def _take(arrays: Iterator[Any], count: int) -> list[Any]:
     return list(itertools.islice(arrays, count))
+
+
+def _whole_lines(n: int, dtype: Any) -> int:
+    """So many numbers, and more up to the end of a cache line: where the next row begins."""
+    per_line = 64 // np.dtype(dtype).itemsize
+    return -(-n // per_line) * per_line
 
 
 def _parted(results: list[Array], n_hidden: int) -> tuple[Array, list[Array], list[Array]]:
