@@ -5,15 +5,18 @@ its first step. What leaves it are the old vectors, led through the window by th
 its last hidden variables (unit signals of the reverse pass), and what has arrived in it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from .cells import Port, hidden_variables
 from .common_vectors import CommonVector, common_traces, lead_common
 from .compiled import compiled
 from .constant_traces import ConstantTraces, collect_constants, lead_constants
+from .kernels import Events, event_traces
 from .layer import Layer
 from .record import Block, whole_run
 from .replay import neurons_of
@@ -52,11 +55,21 @@ def window_gradients(
         units=units,
     )
 
-    start, below, as_recorded = whole_run(blocks)
-    fast = compiled(layer, len(error)) if as_recorded.dtype == bool else None
-    spikes = as_recorded.astype(layer.dtype)
-    pre = layer.presynaptic(start, below, spikes)
-    faded = kappa ** len(error)
+    start, below, spikes = whole_run(blocks)
+    fast = compiled(layer, len(error)) if spikes.dtype == bool else None
+    pre = layer.presynaptic(start, below, spikes.astype(layer.dtype))
+    n_steps, batch = signals.error.shape[:2]
+    faded = kappa**n_steps
+
+    def weighted(kind: str, weights: Float[np.ndarray, "time m"]) -> Float[Array, "batch n_pre m"]:
+        """Σ_t (what synapses have seen) · weights_t."""
+        by_time = jnp.asarray(weights, layer.dtype)
+        if fast is None or kind != "dense":
+            return jnp.einsum("tbi,tm->bim", pre[kind], by_time)
+        shape = (n_steps, batch, weights.shape[1])
+        nothing = jnp.zeros((batch, pre[kind].shape[-1], weights.shape[1]), layer.dtype)
+        by_time = jnp.broadcast_to(by_time[:, None], shape)
+        return fast.arrived(start, below, spikes, by_time, nothing)
 
     def before(synapses: AbstractSynapses, port: Port, old: PortTraces) -> Array:
         """What the signals of the window make of the traces from before it."""
@@ -74,12 +87,12 @@ def window_gradients(
             r = result.unit_currents[unit][..., port.columns]
             led = sum_of_products(of_port, vectors)
             if fast is not None and kind == "dense":
-                return fast.arrived(start, below, as_recorded, r, led)
+                return fast.arrived(start, below, spikes, r, led)
             return led + _arrived(synapses, port, pre[kind], r)
 
         common = commons[port.population][port.current]
         units_here = unit_of[port.population]
-        leading = lead_common(common, old.vectors, pre[kind])
+        leading = lead_common(common, old.vectors, n_steps, functools.partial(weighted, kind))
         new = [led(units_here[k]) if x is None else x for k, x in enumerate(leading)]
         return PortTraces(new, faded * old.filtered + led(len(units) - 1))
 
@@ -101,7 +114,7 @@ def window_gradients(
     after_window = LayerTraces(
         new_traces,
         _constants_after(layer, w, blocks, traces.constants, kappa, gain),
-        faded * traces.spikes + jnp.tensordot(fading, spikes, 1),
+        faded * traces.spikes + _faded_spikes(fading, spikes, is_compiled=fast is not None),
     )
     return after_window, LayerGradients(weights, constants, readout)
 
@@ -151,6 +164,17 @@ def _arrived(
         return total + seen(pre_t) * r_t[:, None], None
 
     return jax.lax.scan(add, jnp.zeros((batch, fan_in, width), r.dtype), (pre, r))[0]
+
+
+def _faded_spikes(
+    fading: Float[Array, " time"], spikes: Shaped[Array, "time batch n"], *, is_compiled: bool
+) -> Float[Array, "batch n"]:
+    """Σ_t fading_t z_t."""
+    if not is_compiled:
+        return jnp.tensordot(fading, spikes.astype(fading.dtype), 1)
+    by_time = jnp.broadcast_to(fading[:, None, None], (*spikes.shape[:2], 1))
+    nothing = jnp.zeros((*spikes.shape[1:], 1), fading.dtype)
+    return event_traces(Events(spikes), by_time, 0, nothing)[..., 0]
 
 
 def _constants_after(
