@@ -214,7 +214,8 @@ class Code:
         for length in shape:
             n_bytes = n_bytes * length
         slots = ir.GlobalVariable(self.module, SLOTS, f"slots.{len(self._scratch)}")
-        slots.linkage, slots.initializer = "internal", ir.Constant(SLOTS, None)
+        slots.linkage = "internal"
+        slots.initializer = ir.Constant(SLOTS, None)  # pyright: ignore[reportAttributeAccessIssue]
         take = self._external("take", POINTER, POINTER, INDEX)
         take.return_value.add_attribute("noalias")
         self._scratch.append((slots, self.builder.call(take, [slots, n_bytes.value])))
