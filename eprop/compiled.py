@@ -20,6 +20,8 @@ from .layer import Layer, LayerState, Unrolled, trained_constants
 from .sequences import preceding
 from .synapses import Dense
 
+__all__ = ["programs", "without_kernels"]
+
 _ENABLED = contextvars.ContextVar("compiled programs are used", default=True)
 
 
