@@ -29,7 +29,7 @@ def pages_of(path):
     """The content of files by their name."""
     notebook = jupytext.read(path)
     download = jupytext.writes(notebook, fmt="ipynb")
-    run = ExecutePreprocessor(timeout=300, kernel_name="python3", extra_arguments=KERNEL)
+    run = ExecutePreprocessor(timeout=900, kernel_name="python3", extra_arguments=KERNEL)
     run.preprocess(notebook, {"metadata": {"path": str(path.parent)}})
     CoalesceStreamsPreprocessor().preprocess(notebook, {})
     page, resources = MarkdownExporter().from_notebook_node(
