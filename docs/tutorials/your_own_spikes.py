@@ -6,7 +6,7 @@
 # events to arrays, a network, training by e-prop, a look at what it learned,
 # a control, and a file to keep.
 #
-# It runs in half a minute on a laptop's processor.
+# It runs in less than a minute.
 
 # %%
 import tempfile
