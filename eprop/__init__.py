@@ -6,7 +6,7 @@ each synapse did; `recursion`, `windowed` and `reverse` make gradients of them, 
 derivative of the network's run; `rules` choose it, `online`, `streaming` and `training` use it.
 """
 
-from . import checkpoints, losses
+from . import checkpoints, compiled, losses
 from .cells import (
     ALIF,
     LIF,
@@ -21,7 +21,7 @@ from .cells import (
     LIFState,
     LSTMState,
 )
-from .delays import ConcatenatedBuffer, RotatingBuffer
+from .delays import AbstractDelayLine, ConcatenatedBuffer, RotatingBuffer
 from .diagnostics import (
     EligibilityTraces,
     LearningSignals,
@@ -31,9 +31,10 @@ from .diagnostics import (
 )
 from .dropout import Dropout
 from .feedback import AbstractFeedback, AdaptiveFeedback, RandomFeedback, SymmetricFeedback
-from .layer import Layer
+from .layer import Layer, LayerState
 from .network import BPTT, AbstractRule, Network
-from .online import LearnerState, OnlineLearner
+from .online import Info, LearnerState, OnlineLearner
+from .readout import Readout
 from .rules import EProp, apply_updates, grad, value_and_grad
 from .running_rates import RatePenalty
 from .streaming import stream_value_and_grad
@@ -49,6 +50,7 @@ __all__ = [
     "LSTM",
     "ALIFState",
     "AbstractCell",
+    "AbstractDelayLine",
     "AbstractFeedback",
     "AbstractRule",
     "AbstractSurrogate",
@@ -65,10 +67,12 @@ __all__ = [
     "EligibilityTraces",
     "Exponential",
     "FastSigmoid",
+    "Info",
     "Jacobians",
     "LIFState",
     "LSTMState",
     "Layer",
+    "LayerState",
     "LayerTrajectory",
     "LeakyTanh",
     "LeakyTanhState",
@@ -79,6 +83,7 @@ __all__ = [
     "OnlineLearner",
     "RandomFeedback",
     "RatePenalty",
+    "Readout",
     "RotatingBuffer",
     "Sparse",
     "SymmetricFeedback",
@@ -87,6 +92,7 @@ __all__ = [
     "Triangular",
     "apply_updates",
     "checkpoints",
+    "compiled",
     "eligibility_traces",
     "fit",
     "grad",

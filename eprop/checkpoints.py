@@ -23,6 +23,8 @@ import numpy as np
 from . import files, structure
 from .structure import Field, is_key, is_saved
 
+__all__ = ["CheckpointError", "load", "read_header", "save"]
+
 MAGIC = b"eprop checkpoint "
 VERSION = b"2"
 HEADER = "header"

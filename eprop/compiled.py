@@ -32,6 +32,8 @@ from .sequences import Blocks, cut
 from .synapses import Dense
 from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, of_one
 
+__all__ = ["programs", "without_kernels"]
+
 _ENABLED = contextvars.ContextVar("compiled programs are used", default=True)
 
 

@@ -24,6 +24,14 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from . import checks
 from .checks import Parameter
 
+__all__ = [
+    "firing_rate_penalty",
+    "mean_squared_error",
+    "running_rate_penalty",
+    "softmax_cross_entropy",
+    "voltage_penalty",
+]
+
 
 def mean_squared_error(
     outputs: Float[Array, "time batch n_out"],
