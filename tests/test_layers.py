@@ -7,7 +7,7 @@ import pytest
 
 ENGINE = Path(__file__).parent.parent / "eprop"
 LEVELS = [
-    {"checks", "structure", "sequences", "delays", "running_rates"},
+    {"checks", "structure", "sequences", "loops", "delays", "running_rates"},
     {"files", "dropout", "losses", "surrogate", "weights"},
     {"checkpoints", "rows", "cells.abstract", "cells.constants", "synapses.abstract"},
     {"cells.contract", "cells.membrane", "cells.leaky_tanh", "cells.lstm"},
@@ -30,7 +30,7 @@ LEVELS = [
     {"evaluation"},
     {"adjoint"},
     {"rules"},
-    {"diagnostics", "pieces", "keeping"},
+    {"diagnostics", "pieces", "keeping", "optimization"},
     {"training", "streaming", "online"},
     {""},
 ]
@@ -154,7 +154,9 @@ def test_tasks_import_nothing_of_the_engine(module):
 @pytest.mark.parametrize("module", PATHS)
 def test_the_engine_imports_no_tasks_and_no_experiments(module):
     names = set(imported(PATHS[module]))
-    may = {"training": ["optax", "tqdm"], "online": ["optax"]}.get(module, [])
+    may = {"training": ["optax", "tqdm"], "online": ["optax"], "optimization": ["optax"]}.get(
+        module, []
+    )
     libraries = {"matplotlib", "optax", "tqdm"}.difference(may)
     forbidden = ["eprop.tasks", "experiments", "figures", "tests", *libraries]
     assert not [name for name in names if name.startswith(tuple(forbidden))]
