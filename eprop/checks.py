@@ -124,8 +124,8 @@ def positive(name: str, value: Any) -> Any:
 
 def fraction(name: str, value: Any) -> float:
     """`value` as a float; `ValueError` unless it is one number of at least 0, and less than 1."""
-    checked = not_negative(name, value)
-    if checked >= 1:
+    checked = number(name, value)
+    if not 0 <= checked < 1:
         raise ValueError(f"{name} = {value} must be at least 0 and less than 1")
     return checked
 

@@ -13,14 +13,12 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, UInt
 
 from . import checkpoints, checks, loops, optimization
-from .cells import Port
 from .evaluation import NetworkGradients, as_network, zero_gradients
 from .network import Network
 from .pieces import NO_SUM_OVER_TIME, Progress, evaluate_piece, init_progress, is_sum_over_time
 from .rules import EProp, Loss, call_loss
 from .running_rates import RatePenalty, RunningRates, follow, start_rates
-from .synapses import AbstractSynapses
-from .traces import by_synapse
+from .traces import trace_norms
 from .trajectory import Trajectory
 from .weights import random_key
 
@@ -354,7 +352,9 @@ def _run(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[Learner
 
 
 def _info(state: LearnerState, seen: Observed) -> Info:
-    return Info(**seen._asdict(), rates=state.rates.rates, trace_norms=_norms(state))
+    of_layers = zip(state.network.layers, state.progress.traces.layers, strict=True)
+    norms = [norm for layer, traces in of_layers for norm in trace_norms(layer, traces)]
+    return Info(**seen._asdict(), rates=state.rates.rates, trace_norms=norms)
 
 
 def _each_step(change: Callable[[Array], Array], seen: Observed) -> Observed:
@@ -463,25 +463,3 @@ def _kinds(tree: Any) -> Any:
 
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple((np.shape(x), dtype(x)) for x in leaves)
-
-
-def _norms(state: LearnerState) -> list[Array]:
-    """For each layer, population and hidden variable."""
-    norms = []
-    for layer, traces in zip(state.network.layers, state.progress.traces.layers, strict=True):
-        for population in range(len(layer.neurons.cells)):
-            squares = [
-                [_square(synapses, x, port) for x in of_port.vectors]
-                for kind, synapses in layer.synapses.items()
-                for port, of_port in zip(layer.neurons.ports, traces.synapses[kind], strict=True)
-                if port.population == population
-            ]
-            norms += [jnp.sqrt(sum(of_variable)) for of_variable in zip(*squares, strict=True)]
-    return norms
-
-
-def _square(synapses: AbstractSynapses, vector: Array, port: Port) -> Array:
-    """Summed squares of the vectors of all synapses that lead to a port."""
-    vectors = by_synapse(synapses, vector, port)
-    n = port.columns.stop - port.columns.start
-    return jnp.sum(vectors**2) * (n // vectors.shape[-1])

@@ -22,7 +22,7 @@ def checked(optimizer: Any) -> optax.GradientTransformation:
 
 
 def update(
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     network: Network,
     rule: AbstractRule,
     gradients: Any,
@@ -37,7 +37,7 @@ def update(
     `optax.contrib.reduce_on_plateau`.
     """
     part: Any = eqx.filter(network, trainable)
-    by_value = optax.with_extra_args_support(optimizer)
+    by_value = optax.with_extra_args_support(checked(optimizer))
     with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
         updates, state = by_value.update(gradients, state, part, value=value)
         network, rule = apply_updates(network, updates, rule)

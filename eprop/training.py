@@ -69,7 +69,7 @@ def training_step(
     `[time, batch, n_in]`. Its info is the loss, and the auxiliary output beside it.
     """
     checks.function("loss", loss, "loss(trajectory, targets)")
-    transformation = optimization.checked(optimizer)
+    optimization.checked(optimizer)
     checks.switch("has_aux", has_aux)
     key = None if key is None else random_key(key)
 
@@ -102,7 +102,7 @@ def training_step(
         if not isinstance(aux, dict):
             raise TypeError(f"aux is a {type(aux).__name__}, but must be a dictionary of numbers")
         network, rule, opt_state = optimization.update(
-            transformation,
+            optimizer,
             state.network,
             state.rule,
             gradients,
