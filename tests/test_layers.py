@@ -18,6 +18,7 @@ LEVELS = [
     {"kernels.language"},
     {"kernels.call", "kernels.scalar"},
     {"kernels.events", "kernels.equations"},
+    {"kernels.arguments", "kernels.population"},
     {"kernels.neurons"},
     {"kernels"},
     {"layer", "common_vectors"},

@@ -249,6 +249,11 @@ class Code:
         builder.branch(head)
         builder.position_at_end(after)
 
+    def copy(self, x: Array, y: Array) -> None:
+        """A row into another."""
+        with self.loop(x.shape[0]) as j:
+            y[j] = x[j]
+
     @contextlib.contextmanager
     def each_byte(self, word: Number) -> Iterator[Number]:
         """For each of eight bytes, of which every one is 0 or 1, that is 1: its number, 0 to 7."""
