@@ -210,7 +210,7 @@ def finite(name: str, array: Array) -> Array:
     return all_finite({name: array}, array)
 
 
-def all_finite(arrays: dict[str, Array], guarded: Array) -> Array:
+def all_finite(arrays: dict[str, Any], guarded: Array) -> Array:
     """`guarded`; an error that names the first of `arrays` that holds NaN or infinity.
 
     Where they are traced (by `jit`) the error comes when `guarded` is used.

@@ -304,7 +304,7 @@ class Network(eqx.Module):
             checks.float_array(name, array, array.shape, self.dtype)
         return inputs
 
-    def floats(self, inputs: Array | None = None) -> dict[str, Array]:
+    def floats(self, inputs: Array | None = None) -> dict[str, Any]:
         """What must be finite, by the names that a user knows: inputs, weights, constants."""
         floats = {} if inputs is None else {"inputs": inputs}
         for path, array in jax.tree_util.tree_leaves_with_path(self.layers):

@@ -187,6 +187,7 @@ class OnlineLearner(eqx.Module):
         Raises as `run` does.
         """
         now = (x_t, target_t, done)
+        checks.instance("state", state, LearnerState, "learner.init(batch)")
         if not _is_plain((state, now)):
             x_t, done = checks.array("x_t", x_t), None if done is None else jnp.asarray(done)
             checks.no_lists("target_t", target_t)
@@ -212,6 +213,7 @@ class OnlineLearner(eqx.Module):
             )
         inputs, targets, done = (*chunk, None)[:3]
         now = (inputs, targets, done)
+        checks.instance("state", state, LearnerState, "learner.init(batch)")
         if not _is_plain((state, now)):
             state, now = self._checked(state, now)
         if not isinstance(state.since_update, jax.core.Tracer) and state.since_update:
@@ -259,7 +261,8 @@ class OnlineLearner(eqx.Module):
 
     def _fitting(self, state: LearnerState, now: Any) -> tuple[LearnerState, Any]:
         """The same without a look at their numbers, so once for each compiled program will do."""
-        state = self._mine(checks.instance("state", state, LearnerState, "learner.init(batch)"))
+        checks.instance("state", state, LearnerState, "learner.init(batch)")
+        state = self._mine(state)
         inputs, targets, done = now
         inputs = state.network.fitting(inputs)
         n_steps, batch = inputs.shape[:2]
