@@ -8,7 +8,7 @@ import pytest
 ENGINE = Path(__file__).parent.parent / "eprop"
 LEVELS = [
     {"checks", "structure", "sequences", "loops", "delays", "running_rates"},
-    {"files", "dropout", "losses", "surrogate", "weights"},
+    {"files", "dropout", "losses", "padding", "surrogate", "weights"},
     {"checkpoints", "rows", "cells.abstract", "cells.constants", "synapses.abstract"},
     {"cells.contract", "cells.membrane", "cells.leaky_tanh", "cells.lstm"},
     {"cells.lif", "cells.alif", "cells.current_lif", "cells.populations"},
