@@ -43,6 +43,7 @@ from .surrogate import AbstractSurrogate, Arctan, Exponential, FastSigmoid, Tria
 from .synapses import AbstractSynapses, Convolution, Dense, Sparse
 from .training import TrainState, fit, init_training, training_step
 from .trajectory import LayerTrajectory, NetworkState, Trajectory
+from .version import __version__ as __version__
 
 __all__ = [
     "ALIF",

@@ -9,7 +9,6 @@ classes, static fields, functions) what it is, in words.
 """
 
 import hashlib
-import importlib.metadata
 import io
 import json
 from itertools import zip_longest
@@ -22,6 +21,7 @@ import numpy as np
 
 from . import files, structure
 from .structure import Field, is_key, is_saved
+from .version import __version__
 
 __all__ = ["CheckpointError", "load", "read_header", "save"]
 
@@ -58,7 +58,7 @@ def save(path: Path, state: Any, metadata: Any = None) -> None:
       can hold, or a dataclass of it.
     """
     header = {
-        "versions": {name: _version(name) for name in ("eprop", "jax", "numpy")},
+        "versions": {"eprop": __version__, "jax": jax.__version__, "numpy": np.__version__},
         "metadata": files.as_json(metadata),
         "leaves": [leaf._asdict() for leaf in describe(state)],
         "structure": structure.describe(state),
@@ -156,14 +156,6 @@ def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     with np.load(io.BytesIO(archive), allow_pickle=False) as arrays:
         header = json.loads(arrays[HEADER].tobytes())
         return header, [arrays[str(i)] for i in range(len(header["leaves"]))]
-
-
-def _version(package: str) -> str | None:
-    """`None` for a package that is used but not installed, in a checkout."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _first_line(archive: bytes | memoryview) -> bytes:
