@@ -231,7 +231,7 @@ def all_finite(arrays: dict[str, Array], guarded: Array) -> Array:
     return eqx.branched_error_if(guarded, bad.any(), jnp.argmax(bad), messages)
 
 
-def indices(name: str, value: ArrayLike, n: int) -> Array:
+def indices(name: str, value: ArrayLike | Sequence[int], n: int) -> Array:
     """`value` as a vector of indices from 0 to n - 1; where it is traced, that is not checked."""
     traced = isinstance(value, jax.core.Tracer)
     array = value if traced else native(np.asarray(value))

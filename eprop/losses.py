@@ -44,6 +44,11 @@ def mean_squared_error(
 ) -> Float[Array, ""]:
     """Mean over time, batch and readouts of (y - y*)².
 
+        >>> import eprop, jax.numpy as jnp
+        >>> outputs, targets = jnp.zeros((3, 1, 1)), jnp.array([1.0, 2.0, 9.0])[:, None, None]
+        >>> float(eprop.losses.mean_squared_error(outputs, targets, mask=jnp.array([1, 1, 0])))
+        2.5
+
     **Arguments:** `targets`: y*, of the outputs' shape `[time, batch, n_out]`; `mask`: `[time]`
     or `[time, batch]`, the steps that count, or their weights (all by default); `n_steps`: the
     number of steps that the mean is over (those that count by default).
@@ -69,6 +74,11 @@ def softmax_cross_entropy(
     n_steps: float | None = None,
 ) -> Float[Array, ""]:
     """Mean over time and batch of -log softmax(y)[label]; NaN for a label that is no class.
+
+        >>> import eprop, jax.numpy as jnp
+        >>> outputs = jnp.zeros((3, 2, 4))  # [time, batch, n_classes]
+        >>> round(float(eprop.losses.softmax_cross_entropy(outputs, jnp.array([0, 3]))), 3)  # ln 4
+        1.386
 
     **Arguments:**
 
@@ -135,6 +145,11 @@ def firing_rate_penalty(
     dt: float,
 ) -> Float[Array, ""]:
     """Σ_j (f_j - f*)² in (spikes/ms)², f_j neuron j's firing rate over the batch and time.
+
+        >>> import eprop, jax.numpy as jnp
+        >>> spikes = jnp.zeros((100, 1, 1)).at[::10].set(1.0)  # 100 Hz, if a step takes 1 ms
+        >>> round(float(eprop.losses.firing_rate_penalty(spikes, 20.0, dt=1.0)), 4)  # 0.08²
+        0.0064
 
     **Arguments:** `target_rate`: f* in Hz, one or one per neuron; `mask`: `[time]` or
     `[time, batch]`, the steps that count, or their weights (all by default); `dt`: time step in ms.

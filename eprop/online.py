@@ -85,10 +85,18 @@ class Learned(NamedTuple):
 class OnlineLearner(eqx.Module):
     """A network that learns by e-prop from a stream, and never looks back.
 
-        learner = OnlineLearner(network, loss, EProp(), optax.adam(1e-3), update_every=10)
-        state = learner.init(batch=1)
-        state, info = learner.step(state, x_t, target_t)            # one step
-        state, info = learner.run(state, (inputs, targets))         # a chunk: much faster
+        >>> import eprop, jax, jax.numpy as jnp, optax
+        >>> network = eprop.Network(eprop.LIF(9, v_th=0.1), n_in=5, n_out=1, key=jax.random.key(0))
+        >>> loss = lambda trajectory, y: jnp.sum((trajectory.outputs - y) ** 2)
+        >>> sgd = optax.sgd(1e-3)
+        >>> learner = eprop.OnlineLearner(network, loss, eprop.EProp(), sgd, update_every=10)
+        >>> inputs = jax.random.bernoulli(jax.random.key(1), 0.5, (20, 1, 5))  # [time, batch, n_in]
+        >>> targets = jnp.ones((20, 1, 1))
+        >>> state = learner.init(batch=1)
+        >>> state, info = learner.run(state, (inputs, targets))         # a chunk: much faster than
+        >>> state, info = learner.step(state, inputs[0], targets[0])    # one step
+        >>> int(state.n_steps), int(state.since_update)
+        (21, 1)
 
     Both are pure and compiled. The weights change every `update_every` steps by the gradient of
     the steps since the last change; neurons and eligibility traces go on as they are.

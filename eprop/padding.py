@@ -15,8 +15,11 @@ def pad(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sequences of different lengths as one batch, with zeros after the end, and a mask.
 
-        inputs, mask = pad(recordings, lengths=(250, 500, 1000))
-        losses.softmax_cross_entropy(network(inputs).outputs, labels, mask)
+        >>> import eprop, numpy as np
+        >>> recordings = [np.ones((180, 40), bool), np.ones((230, 40), bool)]  # [time, n_in]
+        >>> inputs, mask = eprop.pad(recordings, lengths=(250, 500, 1000))
+        >>> inputs.shape, mask.shape, mask.sum(0).tolist()
+        ((250, 2, 40), (250, 2), [180, 230])
 
     A compiled function is compiled anew for each shape that it is given. With a few `lengths` to
     choose from there are no more shapes than these, for batches of one size.

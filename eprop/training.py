@@ -134,6 +134,22 @@ def fit(
 ) -> tuple[Any, list[Row]]:
     """Repeats `step`, and goes on from the last checkpoint if the folder has one.
 
+        >>> import eprop, jax, jax.numpy as jnp, optax
+        >>> network = eprop.Network(eprop.LIF(9, v_th=0.1), n_in=5, n_out=1, key=jax.random.key(0))
+        >>> inputs = jax.random.bernoulli(jax.random.key(1), 0.5, (20, 2, 5))
+        >>> targets = jnp.ones((20, 2, 1))
+        >>> loss = lambda trajectory, y: eprop.losses.mean_squared_error(trajectory.outputs, y)
+        >>> state, rows = eprop.fit(
+        ...     eprop.training_step(loss, optax.adam(1e-2)),
+        ...     eprop.init_training(network, eprop.EProp(), optax.adam(1e-2)),
+        ...     lambda iteration: (inputs, targets),
+        ...     iterations=20,
+        ...     folder="run",
+        ...     progress=False,
+        ... )
+        >>> len(rows), rows[-1]["loss"] < rows[0]["loss"], list(rows[0])
+        (20, True, ['iteration', 'loss', 'seconds'])
+
     A run that is interrupted at any moment and called again with the same arguments ends
     bit-identical to one that was not. The first iteration is number 1. After Ctrl-C the last whole
     iteration is saved, and `KeyboardInterrupt` goes on.
