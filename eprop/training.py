@@ -67,6 +67,9 @@ def training_step(
 
     The step takes a `TrainState` and a batch `(inputs, targets)`, the inputs
     `[time, batch, n_in]`. Its info is the loss, and the auxiliary output beside it.
+
+    It raises `TypeError` or `ValueError` for a batch that is something else, and for a state of
+    another optimiser or `trainable`.
     """
     checks.function("loss", loss, "loss(trajectory, targets)")
     optimization.checked(optimizer)
@@ -75,26 +78,13 @@ def training_step(
 
     def step(state: TrainState, batch: tuple[Any, Any]) -> tuple[TrainState, Row]:
         checks.instance("state", state, TrainState, "init_training(network, rule, optimizer)")
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            given = f"a {type(batch).__name__}"
-            if isinstance(batch, tuple | list | dict):
-                given += f" of {len(batch)}"
-            elif hasattr(batch, "shape"):
-                given = f"an array of shape {batch.shape}"
-            raise TypeError(
-                f"a batch is {given}, but training_step takes (inputs, targets), and fit many of "
-                f"them: targets may be any pytree, such as a dictionary"
-            )
-        inputs, targets = batch
-        if not hasattr(inputs, "shape"):
-            raise TypeError(
-                f"the inputs of a batch are a {type(inputs).__name__}: write np.asarray(inputs)"
-            )
+        inputs, targets = _inputs_and_targets(batch)
         if key is None and any(layer.dropout is not None for layer in state.network.layers):
             raise ValueError(
                 "a layer has dropout, which needs a random key: "
                 "write training_step(loss, optimizer, key=jax.random.key(0))"
             )
+        optimization.check_state(optimizer, eqx.filter(state.network, trainable), state.optimizer)
         key_now = None if key is None else jax.random.fold_in(key, state.iteration)
         evaluate = value_and_grad(loss, state.rule, has_aux, trainable)
         value, gradients = evaluate(state.network, inputs, targets, key_now)
@@ -114,6 +104,26 @@ def training_step(
         return state, merged({"loss": value}, aux)
 
     return step
+
+
+def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:
+    """Of a batch; `TypeError` for one that is something else."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        given = f"a {type(batch).__name__}"
+        if isinstance(batch, tuple | list | dict):
+            given += f" of {len(batch)}"
+        elif hasattr(batch, "shape"):
+            given = f"an array of shape {batch.shape}"
+        raise TypeError(
+            f"a batch is {given}, but training_step takes (inputs, targets), and fit many of "
+            f"them: targets may be any pytree, such as a dictionary"
+        )
+    inputs, targets = batch
+    if not hasattr(inputs, "shape"):
+        raise TypeError(
+            f"the inputs of a batch are a {type(inputs).__name__}: write np.asarray(inputs)"
+        )
+    return inputs, targets
 
 
 def fit(
