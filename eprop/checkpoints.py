@@ -76,13 +76,13 @@ def save(path: Path | str, state: Any, metadata: Any = None) -> None:
     archive = io.BytesIO()
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     np.savez(archive, allow_pickle=False, **{HEADER: text}, **arrays)
-    content = archive.getbuffer()
+    with archive.getbuffer() as content:
 
-    def write(file):
-        file.write(_first_line(content))
-        file.write(content)
+        def write(file):
+            file.write(_first_line(content))
+            file.write(content)
 
-    files.write_atomically(Path(path), write)
+        files.write_atomically(Path(path), write)
 
 
 def load(path: Path | str, like: Any) -> tuple[Any, Any]:
