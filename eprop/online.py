@@ -194,7 +194,17 @@ class OnlineLearner(eqx.Module):
 
         Raises as `run` does.
         """
-        x_t, done = checks.array("x_t", x_t), None if done is None else jnp.asarray(done)
+        x_t = checks.array("x_t", x_t)
+        if x_t.ndim != 2:
+            hint = "; for a single example write x_t[None]" if x_t.ndim == 1 else ""
+            raise ValueError(f"x_t has shape {x_t.shape}, but [batch, n_in] is needed{hint}")
+        if done is not None:
+            done = jnp.asarray(done)
+            if done.shape != x_t.shape[:1]:
+                raise ValueError(
+                    f"done has shape {done.shape}, but must be a boolean for each example: "
+                    f"{x_t.shape[:1]}"
+                )
         checks.no_lists("target_t", target_t)
         with_time = jax.tree.map(
             lambda x: jnp.asarray(checks.native(x))[None], (x_t, target_t, done)

@@ -198,14 +198,7 @@ def fit(
     and for rows that are not its own; `RuntimeError` for a folder that another run has in use.
     Warns of what is not recorded, and of a run that was begun with other settings.
     """
-    checks.function("step", step, "training_step(loss, optimizer)")
-    if evaluate is not None:
-        checks.function("evaluate", evaluate, "a function of (state, iteration)")
-    if stop is not None:
-        checks.function("stop", stop, "a function of a row")
-    checks.instance("callbacks", callbacks, Sequence, "callbacks=[function]")
-    for callback in callbacks:
-        checks.function("callback", callback, "a function of (iteration, state, row)")
+    _check_functions(step, evaluate, stop, callbacks)
     checks.switch("progress", progress)
     for name, value in {
         "iterations": iterations,
@@ -213,11 +206,13 @@ def fit(
         "save_every": save_every,
     }.items():
         checks.positive_int(name, value)
-    if keep_best is not None and iterations < evaluate_every:
-        raise ValueError(
-            f"keep_best = {keep_best!r} is looked at after every evaluate_every = "
-            f"{evaluate_every} iterations, but there are only {iterations}"
-        )
+    if keep_best is not None:
+        checks.instance("keep_best", keep_best, str, 'a name, such as "validation_error"')
+        if iterations < evaluate_every:
+            raise ValueError(
+                f"keep_best = {keep_best!r} is looked at after every evaluate_every = "
+                f"{evaluate_every} iterations, but there are only {iterations}"
+            )
     settings = {
         "evaluate": evaluate,
         "evaluate_every": evaluate_every,
@@ -296,6 +291,18 @@ def fit(
         finally:
             bar.close()
     return (state if keeper.best is None else keeper.best.state), rows
+
+
+def _check_functions(step: Any, evaluate: Any, stop: Any, callbacks: Any) -> None:
+    """`TypeError` for what is none."""
+    checks.function("step", step, "training_step(loss, optimizer)")
+    if evaluate is not None:
+        checks.function("evaluate", evaluate, "a function of (state, iteration)")
+    if stop is not None:
+        checks.function("stop", stop, "a function of a row")
+    checks.instance("callbacks", callbacks, Sequence, "callbacks=[function]")
+    for callback in callbacks:
+        checks.function("callback", callback, "a function of (iteration, state, row)")
 
 
 def _say_where(
