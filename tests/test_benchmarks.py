@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparison import assert_trees_close
-from test_experiments import assert_drawn, assert_options, help_of
 
 import eprop
 from eprop import losses
@@ -25,6 +23,8 @@ from experiments.benchmarks import (
     stream_memory,
     variable_lengths,
 )
+from tests.comparison import assert_trees_close
+from tests.test_experiments import assert_drawn, assert_options, help_of
 
 pytestmark = pytest.mark.experiment
 
