@@ -34,6 +34,7 @@ from .feedback import AbstractFeedback, AdaptiveFeedback, RandomFeedback, Symmet
 from .layer import Layer, LayerState
 from .network import BPTT, AbstractRule, Network
 from .online import Info, LearnerState, OnlineLearner
+from .padding import pad
 from .readout import Readout
 from .rules import EProp, apply_updates, grad, value_and_grad
 from .running_rates import RatePenalty
@@ -42,6 +43,7 @@ from .surrogate import AbstractSurrogate, Arctan, Exponential, FastSigmoid, Tria
 from .synapses import AbstractSynapses, Convolution, Dense, Sparse
 from .training import TrainState, fit, init_training, training_step
 from .trajectory import LayerTrajectory, NetworkState, Trajectory
+from .version import __version__ as __version__
 
 __all__ = [
     "ALIF",
@@ -99,6 +101,7 @@ __all__ = [
     "init_training",
     "learning_signals",
     "losses",
+    "pad",
     "stream_value_and_grad",
     "total_derivative",
     "training_step",

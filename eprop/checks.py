@@ -237,7 +237,7 @@ def are_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.stack([jnp.ones((), bool), *(jnp.isfinite(x).all() for x in inexact)]).all()
 
 
-def indices(name: str, value: ArrayLike, n: int) -> Array:
+def indices(name: str, value: ArrayLike | Sequence[int], n: int) -> Array:
     """`value` as a vector of indices from 0 to n - 1; where it is traced, that is not checked."""
     traced = isinstance(value, jax.core.Tracer)
     array = value if traced else native(np.asarray(value))

@@ -7,14 +7,14 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_experiments import assert_drawn, assert_options, help_of
-from test_pattern_generation import SETTING
 
 import eprop
 from eprop.files import read_rows
 from experiments import patterns
 from experiments import rule_comparison as experiment
 from figures import rule_comparison as figure
+from tests.test_experiments import assert_drawn, assert_options, help_of
+from tests.test_pattern_generation import SETTING
 
 pytestmark = pytest.mark.experiment
 
