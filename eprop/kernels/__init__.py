@@ -9,3 +9,5 @@ from .events import event_traces as event_traces
 from .neurons import Neurons as Neurons
 from .neurons import neurons_of as neurons_of
 from .scalar import NotTranslatable as NotTranslatable
+from .tiles import Tiles as Tiles
+from .tiles import tiles_of as tiles_of

@@ -1,8 +1,8 @@
 """A cell's equations, as jaxprs: its step, and the step's derivative in reverse."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import equinox as eqx
 import jax
@@ -13,6 +13,27 @@ import numpy as np
 from ..cells import AbstractCell
 from .language import TYPES, Code, Number
 from .scalar import NotTranslatable, Value, evaluate, numbers_of, type_of, values_of
+
+Programs = TypeVar("Programs")
+_kept: dict[Any, Any] = {}
+
+
+def kept(
+    make: Callable[..., Programs], cells: Sequence[AbstractCell], dtype: Any, **options: Any
+) -> Programs:
+    """`make(cells, dtype, **options)`, kept for next time: arrays that are trained may differ."""
+    arrays, rest = eqx.partition(tuple(cells), eqx.is_inexact_array)
+    leaves, structure = jax.tree.flatten(rest)
+    of_arrays = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(arrays))
+    of_numbers = np.dtype(dtype), jax.config.read("jax_enable_x64")
+    key = (make, tuple(options.items()), structure, *of_numbers, of_arrays, *leaves)
+    try:
+        hash(key)
+    except TypeError:  # of arrays that are not trained
+        return make(cells, dtype, **options)
+    if key not in _kept:
+        _kept[key] = make(cells, dtype, **options)
+    return _kept[key]
 
 
 class Equations:
