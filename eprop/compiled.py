@@ -99,7 +99,7 @@ def programs(layer: Layer) -> Neurons | Tiles | str:
     try:
         if interpret is None:
             return neurons_of(cells, layer.dtype)
-        if len(cells) > 1:
+        if len(cells) != 1:
             return "it has several populations"
         return tiles_of(cells[0], layer.dtype, interpret=interpret)
     except NotTranslatable as error:

@@ -399,7 +399,7 @@ class Network(eqx.Module):
                         )
                     spikes = run.spikes > 0 if as_bytes and layer.neurons.spiking else run.spikes
                     if w_out is not None:
-                        drive = drive + run.spikes.astype(self.dtype) @ w_out
+                        drive = drive + run.spikes @ w_out
                 currents = run.currents if keep_currents[i] else None
                 ends.append(run.end)
                 blocks.append(Block(start, received, spikes, currents))

@@ -6,7 +6,8 @@ from typing import ParamSpec, TypeVar
 
 import jax
 
-Given, Found = ParamSpec("Given"), TypeVar("Found")
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 
 
 def exact_products(function: Callable[Given, Found]) -> Callable[Given, Found]:

@@ -26,7 +26,7 @@ class TiledLayer:
         self.arrays: list[Array] = arrays
 
     def unroll(self, start: LayerState, below: Array, w: dict[str, Array]) -> Unrolled:
-        """`Layer.unroll`, with booleans for spikes."""
+        """`Layer.unroll`."""
         layer = self.layer
         drive = layer.drive(layer.delayed_below(start, below), w)
         (state,) = start.neurons
@@ -36,7 +36,7 @@ class TiledLayer:
         z = spikes.astype(layer.dtype)
         states = self._states(start, currents, preceding(start.spikes, z))
         end = LayerState((state,), z[-1], layer.past_after(start, below, z))
-        return Unrolled(end, spikes > 0, states, currents)
+        return Unrolled(end, z, states, currents)
 
     def _states(
         self,

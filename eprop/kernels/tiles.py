@@ -293,14 +293,15 @@ class Tiles:
         results: Sequence[tuple[tuple[int, ...], Any]],
         warps: int,
     ) -> list[Array]:
-        return pl.pallas_call(
+        call = pl.pallas_call(
             program,
             [jax.ShapeDtypeStruct(*x) for x in results],
             grid=grid,
             name=name,
             interpret=self.interpret,
             compiler_params=_triton().CompilerParams(num_warps=warps, num_stages=1),
-        )(*arguments)
+        )
+        return list(call(*arguments))
 
 
 def _triton() -> Any:

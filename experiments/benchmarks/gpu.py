@@ -75,7 +75,7 @@ def measure(name: Name, config: Config) -> dict[str, Any]:
     """Compile, compare and time all programs on one workload."""
     workload = SIZES[name]
     windows = [None, *(window for window in config.windows if window < workload.n_steps)]
-    functions = make_programs(workload, windows)
+    functions: dict[str, Callable[..., Any]] = dict(make_programs(workload, windows))
     by_default = functions["forward, plain scan"]
     functions = {label: exact_products(function) for label, function in functions.items()}
     functions["forward, plain, TF32"] = by_default
@@ -100,7 +100,9 @@ def measure(name: Name, config: Config) -> dict[str, Any]:
 
 def draw(name: Name, seed: int) -> tuple[eprop.Network, jax.Array, Any]:
     """Network, inputs and targets."""
-    return draw_workload(name, seed) if name in WORKLOADS else draw_network(SIZES[name], seed)
+    if name == "dense":
+        return draw_network(SIZES[name], seed)
+    return draw_workload(name, seed)
 
 
 def in_kernels(function: Callable, interpret: bool) -> Callable:
@@ -136,7 +138,7 @@ def precision(name: Name, config: Config) -> dict[str, Any]:
     on_host = jax.device_put((network, inputs), jax.devices("cpu")[0])
     expected = np.asarray(jax.jit(own)(*on_host)[1])
     exact = np.asarray(inputs[0], np.float64) @ np.asarray(network.w_in, np.float64)
-    found = {"spikes": int(expected.sum())}
+    found: dict[str, Any] = {"spikes": int(expected.sum())}
     for label, function in {"eprop": own, "plain": plain}.items():
         current, spikes = jax.tree.map(np.asarray, jax.jit(function)(network, inputs))
         differ = (spikes != expected).any((1, 2))
