@@ -76,7 +76,7 @@ def compiled(layer: Layer, n_steps: int) -> "CompiledLayer | None":
 
 def tiled(layer: Layer, n_steps: int) -> TiledLayer | None:
     """The layer as programs for a GPU; `None` if it is to run otherwise."""
-    if n_steps < 2 or not _ENABLED.get():
+    if n_steps < 2 or _GPU.get() is None or not _ENABLED.get():
         return None
     found = programs(layer)
     return TiledLayer(layer, found) if isinstance(found, Tiles) else None
