@@ -23,20 +23,26 @@ from .kernels import (
     Leads,
     Neurons,
     NotTranslatable,
+    Tiles,
     Traces,
     event_currents,
     lead_traces,
     neurons_of,
+    tiles_of,
 )
 from .layer import Layer, LayerState, Unrolled, trained_constants
 from .record import Block
 from .sequences import Blocks, cut
 from .synapses import Dense
+from .tiled import TiledLayer
 from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, of_one
 
-__all__ = ["programs", "without_kernels"]
+__all__ = ["gpu_kernels", "programs", "without_kernels"]
 
 _ENABLED = contextvars.ContextVar("compiled programs are used", default=True)
+_GPU = contextvars.ContextVar[bool | None](
+    "those for a GPU: None for no, or interpreted", default=None
+)
 
 
 @contextlib.contextmanager
@@ -49,15 +55,36 @@ def without_kernels() -> Iterator[None]:
         _ENABLED.reset(token)
 
 
+@contextlib.contextmanager
+def gpu_kernels(*, interpret: bool = False) -> Iterator[None]:
+    """Inside, layers that fit are traced for programs on a GPU (NVIDIA's, by Pallas and Triton).
+
+    `interpret`: whether XLA is to do what these programs say, on any device: slow, to look into it.
+    """
+    token = _GPU.set(interpret)
+    try:
+        yield
+    finally:
+        _GPU.reset(token)
+
+
 def compiled(layer: Layer, n_steps: int) -> "CompiledLayer | None":
     """The layer as compiled programs; `None` if it is to run on XLA."""
     if n_steps < 2 or not _ENABLED.get():
         return None
     found = programs(layer)
-    return None if isinstance(found, str) else CompiledLayer(layer, found)
+    return CompiledLayer(layer, found) if isinstance(found, Neurons) else None
 
 
-def programs(layer: Layer) -> Neurons | str:
+def tiled(layer: Layer, n_steps: int) -> TiledLayer | None:
+    """The layer as programs for a GPU; `None` if it is to run otherwise."""
+    if n_steps < 2 or _GPU.get() is None or not _ENABLED.get():
+        return None
+    found = programs(layer)
+    return TiledLayer(layer, found) if isinstance(found, Tiles) else None
+
+
+def programs(layer: Layer) -> Neurons | Tiles | str:
     """The programs of a layer's neurons, or why it runs on XLA.
 
         >>> import eprop, jax
@@ -67,8 +94,9 @@ def programs(layer: Layer) -> Neurons | str:
 
     What runs on XLA is as exact, and slower.
     """
-    if jax.default_backend() != "cpu":
-        return f"the device is a {jax.default_backend()}"
+    interpret = _GPU.get()
+    if interpret is None and jax.default_backend() != "cpu":
+        return f"the device is a {jax.default_backend()}, and this is outside of gpu_kernels()"
     if os.name != "posix":
         return f"the system is {os.name}"
     if not layer.neurons.spiking:
@@ -77,11 +105,15 @@ def programs(layer: Layer) -> Neurons | str:
         return "its recurrent synapses are no matrix"
     if "recurrent" in layer.delays:
         return "its recurrent synapses have delays"
+    cells = layer.neurons.cells
     try:
-        neurons = neurons_of(layer.neurons.cells, layer.dtype)
+        if interpret is None:
+            return neurons_of(cells, layer.dtype)
+        if len(cells) != 1:
+            return "it has several populations"
+        return tiles_of(cells[0], layer.dtype, interpret=interpret)
     except NotTranslatable as error:
         return f"its cell has {error}"
-    return neurons
 
 
 class CompiledLayer:

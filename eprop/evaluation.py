@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from . import reverse, signals
 from .layer import trained_constants
 from .network import Kept, Network, by_layer
+from .precision import exact_products
 from .recursion import step_gradients
 from .reverse import keeps_currents
 from .sequences import Blocks
@@ -121,6 +122,7 @@ class Backward(NamedTuple):
     before the first step."""
 
 
+@exact_products
 def backward(
     network: Network,
     b: Float[Array, "n n_out"],
@@ -155,6 +157,7 @@ def backward(
 # Forward in time: with traces.
 
 
+@exact_products
 def advance(
     network: Network,
     b: Float[Array, "n n_out"],

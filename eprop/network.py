@@ -12,9 +12,10 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Shaped
 
 from . import checks
 from .cells import AbstractCell
-from .compiled import at_once, compiled, is_event_driven
+from .compiled import at_once, compiled, is_event_driven, tiled
 from .kernels import event_currents
 from .layer import Layer
+from .precision import exact_products
 from .readout import Readout
 from .record import Block, all_spikes, block_steps
 from .sequences import Blocks, cut, join, scan_blocks
@@ -375,6 +376,7 @@ class Network(eqx.Module):
             return by_layer(self, self.readout.weights)
         return [None] * (len(self.layers) - 1) + [self.readout.weights]
 
+    @exact_products
     def respond(
         self,
         start: NetworkState,
@@ -394,7 +396,9 @@ class Network(eqx.Module):
         `perturbations` are those of `Layer.unroll`.
         """
         w = [layer.effective() for layer in self.layers]
-        length = block_steps(self.layers, *inputs.shape[:2])
+        tiles = [tiled(layer, len(inputs)) if as_bytes else None for layer in self.layers]
+        for_gpu = any(x is not None for x in tiles)
+        length = block_steps(self.layers, *inputs.shape[:2], for_gpu=for_gpu)
         fast = [compiled(layer, len(inputs)) if as_bytes else None for layer in self.layers]
         if is_event_driven(fast, inputs, kept):
             return at_once(self, fast, start, inputs, length)
@@ -408,20 +412,23 @@ class Network(eqx.Module):
                 zip(self.layers, self.readout_weights(), strict=True)
             ):
                 received, start = self.received(i, below, kept), state.layers[i]
-                programs = fast[i]
+                programs, on_gpu = fast[i], tiles[i]
                 if programs is not None:
                     run, _ = programs.unroll(start, received, w[i], len(received))
                     spikes = run.spikes
                     if w_out is not None:
                         drive = event_currents(spikes, w_out, drive)
                 else:
-                    run = layer.unroll(
-                        start,
-                        received,
-                        w[i],
-                        stop_z_gradients=stop_z_gradients,
-                        perturbation=None if perturbations is None else perturbations[i],
-                    )
+                    if on_gpu is not None:
+                        run = on_gpu.unroll(start, received, w[i])
+                    else:
+                        run = layer.unroll(
+                            start,
+                            received,
+                            w[i],
+                            stop_z_gradients=stop_z_gradients,
+                            perturbation=None if perturbations is None else perturbations[i],
+                        )
                     spikes = run.spikes > 0 if as_bytes and layer.neurons.spiking else run.spikes
                     if w_out is not None:
                         drive = drive + run.spikes @ w_out

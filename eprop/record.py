@@ -21,6 +21,9 @@ What is needed for some steps only is computed for a block of them, in memory th
 cache.
 """
 
+GPU_BLOCK_BYTES = 2**25
+"""The same on a GPU, whose programs go through a block without being started again."""
+
 EXAMPLE_BYTES = 2**18
 """The same for one example, which compiled programs go through by itself."""
 
@@ -49,7 +52,7 @@ def whole_run(blocks: Blocks) -> tuple[LayerState, Array, Array]:
     return start, below, all_spikes(blocks)
 
 
-def block_steps(layers: Sequence[Layer], n_steps: int, batch: int) -> int:
+def block_steps(layers: Sequence[Layer], n_steps: int, batch: int, *, for_gpu: bool = False) -> int:
     """How many steps to work on at a time, for their arrays to fit into the cache.
 
     The arrays of the widest layer are no smaller than its synapses' gradient, which each block is
@@ -62,6 +65,8 @@ def block_steps(layers: Sequence[Layer], n_steps: int, batch: int) -> int:
         example_bytes = layer.n * jnp.dtype(layer.dtype).itemsize
         gradient_bytes = sum(x.size for x in weights) * jnp.dtype(layer.dtype).itemsize
         step_bytes = batch * example_bytes
+        if for_gpu:
+            return max(GPU_BLOCK_BYTES // step_bytes, gradient_bytes // step_bytes)
         within = min(BLOCK_BYTES // step_bytes, EXAMPLE_BYTES // example_bytes)
         return max(within, gradient_bytes // step_bytes)
 

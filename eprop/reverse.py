@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .cells import hidden_variables
-from .compiled import compiled
+from .compiled import compiled, tiled
 from .compiled_reverse import reverse_compiled
 from .layer import Layer, trained_constants
 from .record import Block, all_spikes
@@ -48,6 +48,8 @@ def keeps_currents(layer: Layer, n_steps: int, batch: int) -> bool:
     n_inputs = sum(synapses.n_pre for synapses in layer.synapses.values())
     n_bytes = n_steps * batch * layer.neurons.n_post * jnp.dtype(layer.dtype).itemsize
     is_worth_it = n_bytes <= KEPT_BYTES or n_inputs > KEPT_INPUTS
+    if tiled(layer, n_steps) is not None:  # they are what the program saw, to the last bit
+        return True
     return is_worth_it and compiled(layer, n_steps) is None  # where only spikes are added up again
 
 
@@ -75,14 +77,19 @@ def reverse(
             fast, w, b, blocks, signals, units=units, of_below=of_below, so_far=so_far
         )
 
+    on_gpu = tiled(layer, len(signals.error)) if blocks.whole.currents is not None else None
+
     def of_block(later: Later, now: tuple[Block, Signals, Array, Any]):
         block, signals, error_tm1, fading = now
         spikes = block.spikes.astype(layer.dtype)
         pre = layer.presynaptic(block.start, block.below, spikes)
         # The neurons of the block again, each by itself, under the currents that they got.
         run = neurons_of(layer, w, block, pre, with_states=signals.states is not None)
-        at = (trained_constants(layer), hidden_variables(block.start.neurons), run.currents)
-        _, pullback = jax.vjp(run, *at)
+        if on_gpu is not None:
+            pullback = on_gpu.pullback(run, block.start)
+        else:
+            at = (trained_constants(layer), hidden_variables(block.start.neurons), run.currents)
+            _, pullback = jax.vjp(run, *at)
 
         d_spikes = signals.error @ b.T  # ℓ_t, [time, batch, n]
         if signals.spikes is not None:

@@ -14,6 +14,7 @@ from eprop import losses
 from experiments import benchmarks
 from experiments.benchmarks import (
     activity,
+    gpu,
     gradient_cost,
     neuron_step,
     online_steps,
@@ -51,6 +52,19 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def metrics(folder):
     return json.loads((folder / "metrics.json").read_text())
+
+
+def test_gpu(tmp_path, monkeypatch):
+    """Its programs, interpreted."""
+    monkeypatch.setattr("eprop.kernels.tiles.AHEAD", 1)
+    options = ["--workloads", "tiny", "--windows", "256", "--rounds", "1", "--run", "a"]
+    assert gpu.main([*options, "--kernels", "--interpret", "--results", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "a" / "metrics.json").read_text())["workloads"]["tiny"]
+    assert {"forward, eprop, kernels", "e-prop, window=None, kernels"} < set(found["programs"])
+    assert "for 12 neurons" in found["kernels"]
+    assert found["precision"]["spikes"] > 50
+    assert found["precision"]["eprop, spikes that differ"] == 0
+    assert found["precision"]["eprop, error of a current"] < 1e-6
 
 
 class TestGradientCost:

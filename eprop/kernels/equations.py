@@ -1,8 +1,8 @@
 """A cell's equations, as jaxprs: its step, and the step's derivative in reverse."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
 import equinox as eqx
 import jax
@@ -12,7 +12,37 @@ import numpy as np
 
 from ..cells import AbstractCell
 from .language import TYPES, Code, Number
-from .scalar import NotTranslatable, Value, evaluate, numbers_of, type_of, values_of
+from .scalar import (
+    NotTranslatable,
+    Scalar,
+    Value,
+    Writer,
+    evaluate,
+    numbers_of,
+    type_of,
+    values_of,
+)
+
+Programs = TypeVar("Programs")
+_kept: dict[Any, Any] = {}
+
+
+def kept(
+    make: Callable[..., Programs], cells: Sequence[AbstractCell], dtype: Any, **options: Any
+) -> Programs:
+    """`make(cells, dtype, **options)`, kept for next time: arrays that are trained may differ."""
+    arrays, rest = eqx.partition(tuple(cells), eqx.is_inexact_array)
+    leaves, structure = jax.tree.flatten(rest)
+    of_arrays = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(arrays))
+    of_numbers = np.dtype(dtype), jax.config.read("jax_enable_x64")
+    key = (make, tuple(options.items()), structure, *of_numbers, of_arrays, *leaves)
+    try:
+        hash(key)
+    except TypeError:  # of arrays that are not trained
+        return make(cells, dtype, **options)
+    if key not in _kept:
+        _kept[key] = make(cells, dtype, **options)
+    return _kept[key]
 
 
 class Equations:
@@ -112,20 +142,20 @@ class Equations:
         self.write_back(code, needed.values, cotangents, finder(tables[2]))
         self.tables = tables
 
-    def write_step(self, code: Code, given: Sequence[Number], table: Any) -> list[Number]:
+    def write_step(self, code: Writer, given: Sequence[Scalar], table: Any) -> list[Scalar]:
         """From the numbers of a neuron: arrays, state, currents, z_{t-1}. Returns s_t and z_t."""
         values = values_of(self.step.in_avals, iter(given))
         results = evaluate(code, self.step, self.n, values, table)
         return numbers_of(results, self.step.out_avals)
 
     def write_linearized(
-        self, code: Code, given: Sequence[Number], table: Any
-    ) -> tuple[list[Number], "Needed"]:
+        self, code: Writer, given: Sequence[Scalar], table: Any
+    ) -> tuple[list[Scalar], "Needed"]:
         """The same with what `write_back` needs in place of z_t."""
         values = values_of(self.linearized.in_avals, iter(given))
-        read: list[Number] = list(given[: len(self.arrays)])
+        read: list[Scalar] = list(given[: len(self.arrays)])
 
-        def noted(row: Any) -> Number:
+        def noted(row: Any) -> Scalar:
             read.append(table(row))
             return read[-1]
 
@@ -135,8 +165,8 @@ class Equations:
         return after, Needed(results[n_leaves:], read)
 
     def write_back(
-        self, code: Code, needed: Sequence[Value], cotangents: Sequence[Number], table: Any
-    ) -> list[Number]:
+        self, code: Writer, needed: Sequence[Value], cotangents: Sequence[Scalar], table: Any
+    ) -> list[Scalar]:
         """From dE/ds_t and dE/dz_t to dE/d(arrays), dE/ds_{t-1} and dE/d(currents)."""
         of_cotangents = values_of(self.back.in_avals[len(needed) :], iter(cotangents))
         results = evaluate(code, self.back, self.n, [*needed, *of_cotangents], table)
@@ -150,10 +180,10 @@ class Needed:
     change with time can be read again. All else is to be kept.
     """
 
-    def __init__(self, values: Sequence[Value], read: Sequence[Number]):
+    def __init__(self, values: Sequence[Value], read: Sequence[Scalar]):
         self.values = list(values)
         self._read = {id(number.value): k for k, number in enumerate(read)}
-        kept: dict[int, Number] = {}
+        kept: dict[int, Scalar] = {}
         for value in values:
             for number in value.numbers.flat:
                 is_constant = isinstance(number.value, ir.Constant)
@@ -163,10 +193,10 @@ class Needed:
         """Numbers of a neuron, one each."""
         self._kept = {key: k for k, key in enumerate(kept)}
 
-    def again(self, kept: Sequence[Number], read: Sequence[Number]) -> list[Value]:
+    def again(self, kept: Sequence[Scalar], read: Sequence[Scalar]) -> list[Value]:
         """The same at another time."""
 
-        def replaced(number: Number) -> Number:
+        def replaced(number: Scalar) -> Scalar:
             key = id(number.value)
             if key in self._kept:
                 return kept[self._kept[key]]
@@ -175,7 +205,7 @@ class Needed:
         def of_value(value: Value) -> Value:
             numbers = np.empty(value.numbers.shape, object)
             for index in np.ndindex(numbers.shape):
-                numbers[index] = replaced(cast(Number, value.numbers[index]))
+                numbers[index] = replaced(cast(Scalar, value.numbers[index]))
             return Value(numbers, value.of_neurons)
 
         return [of_value(value) for value in self.values]

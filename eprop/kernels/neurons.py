@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,7 @@ from jaxtyping import Bool, Float
 from ..cells import AbstractCell
 from .arguments import Cotangents, Drive, PulledBack, WrittenCotangents, WrittenDrive, take
 from .call import Operation
-from .equations import Equations, Needed
+from .equations import Equations, Needed, kept
 from .events import STEP, EventList, Events, WrittenEvents, step
 from .language import INDEX, TYPES, Array, Code, Number
 from .population import Population
@@ -29,20 +28,7 @@ def neurons_of(cells: Sequence[AbstractCell], dtype: Any) -> "Neurons":
 
     Raises `NotTranslatable` if there are none.
     """
-    arrays, rest = eqx.partition(tuple(cells), eqx.is_inexact_array)
-    leaves, structure = jax.tree.flatten(rest)
-    of_arrays = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(arrays))
-    key = (structure, np.dtype(dtype), jax.config.read("jax_enable_x64"), of_arrays, *leaves)
-    try:
-        hash(key)
-    except TypeError:  # of arrays that are not trained
-        return Neurons(cells, dtype)
-    if key not in _known:
-        _known[key] = Neurons(cells, dtype)
-    return _known[key]
-
-
-_known: dict[Any, "Neurons"] = {}
+    return kept(Neurons, cells, dtype)
 
 
 class Neurons:

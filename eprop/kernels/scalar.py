@@ -6,7 +6,7 @@ some that only move numbers about.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.core
@@ -15,7 +15,12 @@ import llvmlite.ir as ir
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from .language import TYPES, Code, Number
+from .language import TYPES
+
+Scalar: TypeAlias = Any
+"""A number of the program that is being written: `language.Number`, or `lanes.Lanes`."""
+Writer: TypeAlias = Any
+"""What makes its constants: `language.Code`, or `lanes.LanesCode`."""
 
 
 class NotTranslatable(Exception):
@@ -29,29 +34,29 @@ def type_of(dtype: Any) -> Any:
     return TYPES[np.dtype(dtype)]
 
 
-def _function(name: str) -> Callable[..., Number]:
+def _function(name: str) -> Callable[..., Scalar]:
     return lambda x, *others: x.function(name, *others)
 
 
-def _larger(x: Number, y: Number) -> Number:
+def _larger(x: Scalar, y: Scalar) -> Scalar:
     """NaN if either is."""
     above = x > y
     return (above | x.compare("!=", x) if x.is_float else above).choose(x, y)
 
 
-def _smaller(x: Number, y: Number) -> Number:
+def _smaller(x: Scalar, y: Scalar) -> Scalar:
     below = x < y
     return (below | x.compare("!=", x) if x.is_float else below).choose(x, y)
 
 
-def _quotient(x: Number, y: Number) -> Number:
+def _quotient(x: Scalar, y: Scalar) -> Scalar:
     """By a constant it is a product with its inverse, which is faster: XLA does so, too."""
     if x.is_float and isinstance(y.value, ir.Constant):
         return x * (y.like(1) / y)
     return x / y
 
 
-ELEMENTWISE: dict[str, Callable[..., Number]] = {
+ELEMENTWISE: dict[str, Callable[..., Scalar]] = {
     "add": lambda x, y: x + y,
     "add_any": lambda x, y: x + y,
     "sub": lambda x, y: x - y,
@@ -135,24 +140,24 @@ def _padded(x: np.ndarray, value: np.ndarray, config: Any) -> np.ndarray:
 
 
 class Value(NamedTuple):
-    """An array of the jaxpr: its numbers, `Number`s with all axes; of neurons the last is 1."""
+    """An array of the jaxpr: its numbers, `Scalar`s with all axes; of neurons the last is 1."""
 
     numbers: np.ndarray
     of_neurons: bool
 
 
-Table = Callable[[Any], Number]
+Table = Callable[[Any], Scalar]
 """Of an array `[n]` of constants the number of the neuron at hand."""
 
 
 def evaluate(
-    code: Code, closed: ClosedJaxpr, n: int, arguments: Sequence[Value], table: Table
+    code: Writer, closed: ClosedJaxpr, n: int, arguments: Sequence[Value], table: Table
 ) -> list[Value]:
     """Writes the operations of a jaxpr of arrays `[..., n]`."""
     return _Translation(code, n, table).run(closed.jaxpr, closed.consts, arguments)
 
 
-def values_of(arrays: Sequence[Any], numbers: Iterator[Number]) -> list[Value]:
+def values_of(arrays: Sequence[Any], numbers: Iterator[Scalar]) -> list[Value]:
     """Arrays like these, `[..., n]`, from the numbers of a neuron, one after another."""
     values = []
     for array in arrays:
@@ -163,7 +168,7 @@ def values_of(arrays: Sequence[Any], numbers: Iterator[Number]) -> list[Value]:
     return values
 
 
-def numbers_of(values: Sequence[Value], arrays: Sequence[Any]) -> list[Number]:
+def numbers_of(values: Sequence[Value], arrays: Sequence[Any]) -> list[Scalar]:
     """The numbers of a neuron in values that are like these arrays, `[..., n]`."""
     return [
         number
@@ -173,7 +178,7 @@ def numbers_of(values: Sequence[Value], arrays: Sequence[Any]) -> list[Number]:
 
 
 class _Translation:
-    def __init__(self, code: Code, n: int, table: Table):
+    def __init__(self, code: Writer, n: int, table: Table):
         self.code, self.n, self.table = code, n, table
 
     def constant(self, x: Any) -> Value:
@@ -193,7 +198,7 @@ class _Translation:
             numbers[index] = self._number(x[index])
         return Value(numbers, of_neurons)
 
-    def _number(self, x: Any) -> Number:
+    def _number(self, x: Any) -> Scalar:
         if x.dtype == jax.dtypes.float0:
             x = np.zeros((), bool)
         return self.code.number(x.item(), type_of(x.dtype))
@@ -242,7 +247,7 @@ class _Translation:
             return self.move(name, parameters, values, shapes)
         raise NotTranslatable(f"the operation {name}")
 
-    def each(self, function: Callable[..., Number], *values: Value) -> Value:
+    def each(self, function: Callable[..., Scalar], *values: Value) -> Value:
         arrays = np.broadcast_arrays(*(x.numbers for x in values))
         result = np.empty(arrays[0].shape, object)
         for index in np.ndindex(result.shape):
@@ -253,7 +258,7 @@ class _Translation:
         self, name: str, parameters: Any, values: list[Value], shapes: list[tuple[int, ...]]
     ) -> list[Value]:
         """On arrays that say which number of which neuron each entry is: it must be its own."""
-        numbers: list[Number] = []
+        numbers: list[Scalar] = []
 
         def marked(value: Value, shape: tuple[int, ...]) -> np.ndarray:
             first = len(numbers)
@@ -277,14 +282,14 @@ class _Translation:
         return [unmarked(marks) for marks in MOVES[name](arrays, parameters)]
 
 
-def _pick(numbers: list[Number], which: np.ndarray) -> np.ndarray:
+def _pick(numbers: list[Scalar], which: np.ndarray) -> np.ndarray:
     result = np.empty(which.shape, object)
     for index in np.ndindex(which.shape):
         result[index] = numbers[which[index]]
     return result
 
 
-def _power(x: Number, exponent: int) -> Number:
+def _power(x: Scalar, exponent: int) -> Scalar:
     power = x.like(1)
     for _ in range(abs(exponent)):
         power = power * x
