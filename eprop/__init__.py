@@ -6,7 +6,7 @@ each synapse did; `recursion`, `windowed` and `reverse` make gradients of them, 
 derivative of the network's run; `rules` choose it, `online`, `streaming` and `training` use it.
 """
 
-from . import checkpoints, losses
+from . import checkpoints, environments, losses
 from .cells import (
     ALIF,
     LIF,
@@ -34,6 +34,7 @@ from .feedback import AbstractFeedback, AdaptiveFeedback, RandomFeedback, Symmet
 from .layer import Layer
 from .network import BPTT, AbstractRule, Network
 from .online import LearnerState, OnlineLearner
+from .rewards import RewardLearner, RewardState
 from .rules import EProp, apply_updates, grad, value_and_grad
 from .running_rates import RatePenalty
 from .streaming import stream_value_and_grad
@@ -79,6 +80,8 @@ __all__ = [
     "OnlineLearner",
     "RandomFeedback",
     "RatePenalty",
+    "RewardLearner",
+    "RewardState",
     "RotatingBuffer",
     "Sparse",
     "SymmetricFeedback",
@@ -88,6 +91,7 @@ __all__ = [
     "apply_updates",
     "checkpoints",
     "eligibility_traces",
+    "environments",
     "fit",
     "grad",
     "init_training",

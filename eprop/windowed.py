@@ -21,7 +21,14 @@ from .reverse import reverse
 from .sequences import Blocks, leaky_filter, scan_blocks
 from .signals import LayerGradients, Signals, UnitSignal
 from .synapses import AbstractSynapses
-from .traces import LayerTraces, PortTraces, by_synapse, sum_of_products, sum_over_batch
+from .traces import (
+    Credit,
+    LayerTraces,
+    PortTraces,
+    by_synapse,
+    sum_of_products,
+    sum_over_batch,
+)
 
 
 def window_gradients(
@@ -43,12 +50,17 @@ def window_gradients(
 
     commons = [common_traces(cell) for cell in layer.neurons.cells]
     units, unit_of = _unit_signals(layer, commons, signals.error.shape[1], fading)
+    on_z = len(units) - 1
+    credit_error = nothing[None] if signals.credit is None else signals.credit.error
+    credit_error = leaky_filter(credit_error, kappa, nothing, reverse=True)
+    if signals.credit is not None:  # what F is of, as one more function of the spikes
+        units.append(UnitSignal(gain * credit_error @ b.T, units[on_z].at_end))
     result = reverse(
         layer,
         w,
         b,
         blocks,
-        signals._replace(error=gain * error),
+        signals._replace(error=gain * error, credit=None),
         units=units,
     )
 
@@ -65,23 +77,44 @@ def window_gradients(
         vectors = [by_synapse(synapses, x, port) for x in old.vectors]
         return sum_over_batch([*costates, readout], [*vectors, old.filtered])
 
+    def lead(
+        unit: int, kind: str, synapses: AbstractSynapses, port: Port, old: PortTraces
+    ) -> Float[Array, "batch fan_in n"]:
+        """The derivative of a unit signal with respect to each synapse, in each example."""
+        vectors = [by_synapse(synapses, x, port) for x in old.vectors]
+        of_port = layer.neurons.hidden_of(port.population, result.unit_costates[unit])
+        r = result.unit_currents[unit][..., port.columns]
+        led = sum_of_products(of_port, vectors)
+        if fast is not None and kind == "dense":
+            return fast.arrived(start, below, as_recorded, r, led)
+        return led + _arrived(synapses, port, pre[kind], r)
+
     def after(kind: str, synapses: AbstractSynapses, port: Port, old: PortTraces) -> PortTraces:
         """The traces at the end of the window."""
-        vectors = [by_synapse(synapses, x, port) for x in old.vectors]
-
-        def led(unit: int) -> Array:
-            of_port = layer.neurons.hidden_of(port.population, result.unit_costates[unit])
-            r = result.unit_currents[unit][..., port.columns]
-            led = sum_of_products(of_port, vectors)
-            if fast is not None and kind == "dense":
-                return fast.arrived(start, below, as_recorded, r, led)
-            return led + _arrived(synapses, port, pre[kind], r)
-
+        here = (kind, synapses, port, old)
         common = commons[port.population][port.current]
         units_here = unit_of[port.population]
         leading = lead_common(common, old.vectors, pre[kind])
-        new = [led(units_here[k]) if x is None else x for k, x in enumerate(leading)]
-        return PortTraces(new, faded * old.filtered + led(len(units) - 1))
+        new = [lead(units_here[k], *here) if x is None else x for k, x in enumerate(leading)]
+        return PortTraces(new, faded * old.filtered + lead(on_z, *here))
+
+    def credit_after(old: Credit, decay: float) -> Credit:
+        """F at the end of the window."""
+        error_before = kappa * credit_error[0]
+        on_filtered = error_before @ b.T
+
+        def of_port(kind: str, synapses: AbstractSynapses, i: int, port: Port) -> Array:
+            of_past = traces.synapses[kind][i]
+            before = on_filtered[:, None, port.neurons] * of_past.filtered
+            return decay * old.synapses[kind][i] + before + lead(-1, kind, synapses, port, of_past)
+
+        of_synapses = {
+            kind: [of_port(kind, synapses, *port) for port in enumerate(layer.neurons.ports)]
+            for kind, synapses in layer.synapses.items()
+        }
+        before = traces.spikes[:, :, None] * error_before[:, None]
+        arrived = jnp.einsum("tbj,tbk->bjk", spikes, gain * credit_error)
+        return Credit(of_synapses, decay * old.readout + before + arrived)
 
     weights, new_traces = {}, {}
     for kind, synapses in layer.synapses.items():
@@ -103,6 +136,9 @@ def window_gradients(
         _constants_after(layer, w, blocks, traces.constants, kappa, gain),
         faded * traces.spikes + jnp.tensordot(fading, spikes, 1),
     )
+    if traces.credit is not None and signals.credit is not None:
+        credit = credit_after(traces.credit, signals.credit.decay)
+        after_window = after_window._replace(credit=credit)
     return after_window, LayerGradients(weights, constants, readout)
 
 
