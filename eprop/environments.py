@@ -24,6 +24,10 @@ class Transition(NamedTuple):
     """Whether it is broken off, as by a limit of time."""
 
 
+TRANSITION_AXES = Transition._make((0, 1, 0, 0, 0))
+"""Where each has the axis of environments, of many side by side."""
+
+
 class AbstractEnvironment(eqx.Module):
     """An environment written in JAX: one, of which `RewardLearner.rollout` runs many.
 

@@ -7,10 +7,6 @@
 
 Source: Bellec et al. 2020, Methods, "reward-based e-prop". It is the gradient of
 `losses.actor_critic`, found forward in time.
-
-Of some decisions together, a window of K, most δ are known at its end. So those of its own steps
-are an error of the readout as any other, (Σ_{t' >= t} γ^(t'-t) δ_t') L_t; the decisions before it
-get their part by way of F; and F is led through the window as eligibility traces are.
 """
 
 import functools
@@ -25,54 +21,26 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, Shaped, UInt
 
 from . import checks
-from .credit import paid, with_credit
-from .environments import AbstractEnvironment, Situation, Transition
-from .evaluation import (
-    Carry,
-    Derivatives,
-    NetworkGradients,
-    advance,
-    as_network,
-    forward,
-    init_carry,
-    zero_gradients,
+from .decisions import (
+    ActorCritic,
+    Course,
+    Decided,
+    Outcome,
+    Response,
+    gradients_of,
+    init_course,
+    respond,
+    restarted,
+    written,
 )
+from .environments import TRANSITION_AXES, AbstractEnvironment, Situation
+from .evaluation import as_network
 from .layer import trained_constants
 from .loops import cond, scan
-from .network import Network, by_layer
-from .record import Block, block_steps
-from .signals import CreditSignal
+from .network import Network
 from .rules import EProp, apply_updates
-from .running_rates import RatePenalty, RunningRates, follow, start_rates
-from .sequences import Blocks, leaky_filter
+from .running_rates import RatePenalty, RunningRates, start_rates
 from .trajectory import NetworkState
-
-
-class Decided(NamedTuple):
-    """Of decisions since the last update what `act` knows; with a leading axis of decisions."""
-
-    blocks: tuple[Block, ...]
-    """Of each layer, what the derivative needs of its run as it was: `[decision, block, ...]`."""
-    penalties: Float[Array, "*decision steps batch n"] | None
-    """The rate penalty's derivative with respect to each z_t."""
-    outputs: Float[Array, "*decision batch n_out"]
-    actions: Int[Array, "*decision batch"]
-
-
-class Outcome(NamedTuple):
-    """What `learn` knows of them, likewise."""
-
-    rewards: Float[Array, "*decision batch"]
-    terminated: Bool[Array, "*decision batch"]
-    truncated: Bool[Array, "*decision batch"]
-    counts: Bool[Array, "*decision batch"]
-    final_values: Float[Array, "*decision batch"]
-    """V of what came after, where an episode was truncated."""
-
-    @property
-    def at_rest_after(self) -> Bool[Array, "*decision batch"]:
-        """Which examples begin anew after it."""
-        return self.terminated | self.truncated | ~self.counts
 
 
 class RewardState(NamedTuple):
@@ -81,7 +49,7 @@ class RewardState(NamedTuple):
     network: Network
     rule: EProp
     neurons: NetworkState
-    traces: Carry
+    course: Course
     """Eligibility traces and F, as they were at the last update."""
     decided: Decided
     outcomes: Outcome
@@ -89,9 +57,6 @@ class RewardState(NamedTuple):
     """Decisions since the last update whose rewards are known."""
     has_acted: Bool[Array, ""]
     """Whether there is one more, whose reward is not."""
-    pending: Float[Array, " batch"]
-    """r - V of the last decision before those, if its episode goes on."""
-    is_pending: Bool[Array, " batch"]
     optimizer: optax.OptState
     rates: RunningRates
     n_decisions: UInt[Array, ""]
@@ -229,6 +194,11 @@ class RewardLearner(eqx.Module):
         """Number of actions."""
         return self.network.n_out - (self.value_weight is not None)
 
+    @property
+    def goal(self) -> ActorCritic:
+        """What the decisions are for."""
+        return ActorCritic(self.discount, self.value_weight, self.entropy_weight)
+
     def init(
         self, batch: int = 1, key: PRNGKeyArray | None = None, *, dtype: Any = bool
     ) -> RewardState:
@@ -242,25 +212,21 @@ class RewardLearner(eqx.Module):
         neurons, zeros = network.init(batch), jnp.zeros((n, batch), network.dtype)
         rates = start_rates(network.n, network.dtype)
         x = jnp.zeros((self.steps, batch, network.n_in), dtype)
-        _, _, outputs, blocks, penalties = jax.eval_shape(
-            functools.partial(_respond, self), network, neurons, rates, x
+        run = jax.eval_shape(functools.partial(_run, self), network, neurons, rates, x)
+        blocks, penalties, outputs = jax.tree.map(
+            lambda x: jnp.zeros((n, *x.shape), x.dtype),
+            (run.blocks, run.penalties, run.neurons.outputs),
         )
-        recorded = jax.tree.map(
-            lambda x: jnp.zeros((n, *x.shape), x.dtype), (blocks, penalties, outputs)
-        )
-        blocks, penalties, outputs = recorded
         no = jnp.zeros((n, batch), bool)
         return RewardState(
             network=network,
             rule=self.rule,
             neurons=neurons,
-            traces=with_credit(network, init_carry(network, batch)),
+            course=init_course(network, batch),
             decided=Decided(blocks, penalties, outputs, jnp.zeros((n, batch), jnp.int32)),
             outcomes=Outcome(zeros, no, no, no, zeros),
             n_recorded=jnp.zeros((), jnp.int32),
             has_acted=jnp.zeros((), bool),
-            pending=zeros[0],
-            is_pending=no[0],
             optimizer=self.optimizer.init(self._part(network)),
             rates=rates,
             n_decisions=jnp.zeros((), jnp.uint32),
@@ -310,14 +276,13 @@ class RewardLearner(eqx.Module):
         counts = jnp.ones(batch, bool) if counts is None else counts
         given = {"terminated": terminated, "truncated": truncated, "counts": counts}
         terminated, truncated, counts = (_booleans(*item, batch) for item in given.items())
-        rewards = checks.real_array("rewards", rewards, self.network.dtype)
-        if rewards.shape != (batch,):
+        heard = checks.real_array("rewards", rewards, self.network.dtype)
+        if heard.shape != (batch,):
             raise ValueError(
-                f"rewards have shape {rewards.shape}, but one for each of {batch} examples is "
+                f"rewards have shape {heard.shape}, but one for each of {batch} examples is "
                 f"needed: {(batch,)}"
             )
-        rewards = jnp.where(counts, rewards, jnp.zeros_like(rewards))
-        rewards = checks.finite("rewards", rewards)
+        heard = checks.finite("rewards", jnp.where(counts, heard, jnp.zeros_like(heard)))
         if after is not None:
             after = self._checked_x("after", after, state, batch)
         elif self.value_weight is not None:
@@ -327,8 +292,8 @@ class RewardLearner(eqx.Module):
             )
             if _is_true((truncated & ~terminated & counts).any()):
                 raise ValueError(message)
-            rewards = eqx.error_if(rewards, (truncated & ~terminated & counts).any(), message)
-        state_after, info = _learn(self, state, rewards, terminated, truncated, after, counts)
+            heard = eqx.error_if(heard, (truncated & ~terminated & counts).any(), message)
+        state_after, info = _learn(self, state, heard, terminated, truncated, after, counts)
         return self._settled(state_after), info
 
     def rollout(
@@ -384,7 +349,7 @@ class RewardLearner(eqx.Module):
                 f"the state is of a learner with update_every = {len(state.outcomes.rewards)}, "
                 f"this one's is {self.update_every}"
             )
-        return len(state.pending)
+        return len(state.course.surprise)
 
     def _checked_x(self, name: str, x: ArrayLike, state: RewardState, batch: int) -> Array:
         array = checks.sequence(name, x, self.network.n_in, self.network.dtype)
@@ -414,70 +379,30 @@ class RewardLearner(eqx.Module):
         return state
 
 
-# Acting.
-
-
-def _respond(
+def _run(
     learner: RewardLearner,
     network: Network,
     neurons: NetworkState,
     rates: RunningRates,
     x: Shaped[Array, "steps batch n_in"],
-) -> tuple[NetworkState, RunningRates, Array, tuple[Block, ...], Array | None]:
-    """The run until a decision, and what an update will need of it.
-
-    In pieces that are each a block by itself, so that the blocks of all decisions have one length.
-    """
-    steps, batch = x.shape[:2]
-    fitting = block_steps(network.layers, steps, batch)
-    length = next(length for length in range(fitting, 0, -1) if steps % length == 0)
-
-    def penalty(spikes: Array, before: RunningRates) -> tuple[Array, RunningRates]:
-        followed, last = follow(before, spikes, dt=network.dt, tau=learner.tau_rate)
-        weight = jnp.zeros((), network.dtype)
-        if learner.rate_penalty is not None:
-            weight = learner.rate_penalty.of(followed)
-        return weight, last
-
-    def piece(before: tuple[NetworkState, RunningRates], x: Array):
-        neurons, rates = before
-        neurons, trajectory, records = forward(network, neurons, x, None, n_steps=length)
-        spikes = jnp.concatenate([layer.spikes for layer in trajectory.layers], axis=-1)
-        d_spikes, rates = jax.grad(penalty, has_aux=True)(spikes, rates)
-        kept = None if learner.rate_penalty is None else d_spikes
-        blocks = tuple(jax.tree.map(lambda x: x[0], layer.whole) for layer in records)
-        return (neurons, rates), (blocks, kept)
-
-    pieces = x.reshape(-1, length, *x.shape[1:])
-    (neurons, rates), (blocks, kept) = jax.lax.scan(piece, (neurons, rates), pieces)
-    penalties = None if kept is None else kept.reshape(steps, *kept.shape[2:])
-    return neurons, rates, neurons.outputs, blocks, penalties
+) -> Response:
+    return respond(network, neurons, rates, x, learner.rate_penalty, learner.tau_rate)
 
 
 @eqx.filter_jit
 def _act(learner: RewardLearner, state: RewardState, x: Array) -> tuple[RewardState, Array]:
-    neurons, rates, outputs, blocks, penalties = _respond(
-        learner, state.network, state.neurons, state.rates, x
-    )
+    run = _run(learner, state.network, state.neurons, state.rates, x)
+    outputs = run.neurons.outputs
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.n_decisions), 0)
-    logits = outputs[:, : learner.n_actions]
-    actions = jax.random.categorical(key, logits).astype(jnp.int32)
-    now = Decided(blocks, penalties, outputs, actions)
+    actions = jax.random.categorical(key, outputs[:, : learner.n_actions]).astype(jnp.int32)
+    now = Decided(run.blocks, run.penalties, outputs, actions)
     state = state._replace(
-        neurons=neurons,
-        rates=rates,
-        decided=_written(state.decided, now, state.n_recorded),
+        neurons=run.neurons,
+        rates=run.rates,
+        decided=written(state.decided, now, state.n_recorded),
         has_acted=jnp.ones((), bool),
     )
     return state, actions
-
-
-def _written(kept: Any, now: Any, index: Int[Array, ""]) -> Any:
-    """`kept` with what there is now of one decision."""
-    return jax.tree.map(lambda into, x: into.at[index].set(x), kept, now)
-
-
-# Learning.
 
 
 @eqx.filter_jit
@@ -494,7 +419,8 @@ def _learn(
     if after is not None and learner.value_weight is not None:
 
         def value(neurons: NetworkState) -> Array:
-            return _respond(learner, state.network, neurons, state.rates, after)[2][:, -1]
+            run = _run(learner, state.network, neurons, state.rates, after)
+            return run.neurons.outputs[:, -1]
 
         is_cut = (truncated & ~terminated & counts).any()
         final_values = jax.lax.cond(is_cut, value, lambda _: final_values, state.neurons)
@@ -502,8 +428,8 @@ def _learn(
     outputs = state.decided.outputs[state.n_recorded]
     fresh = state.network.init(len(rewards))
     state = state._replace(
-        neurons=_restarted(fresh, state.neurons, now.at_rest_after),
-        outcomes=_written(state.outcomes, now, state.n_recorded),
+        neurons=restarted(fresh, state.neurons, now.at_rest_after),
+        outcomes=written(state.outcomes, now, state.n_recorded),
         n_recorded=state.n_recorded + 1,
         has_acted=jnp.zeros((), bool),
         n_decisions=state.n_decisions + jnp.uint32(1),
@@ -515,143 +441,25 @@ def _learn(
     return state, RewardInfo(outputs, entropy, state.rates.rates)
 
 
-def _restarted(fresh: Any, old: Any, which: Bool[Array, " batch"]) -> Any:
-    """With some examples as they are when fresh; all arrays have a leading axis of examples."""
-    return jax.tree.map(
-        lambda x, y: jnp.where(which.reshape(-1, *[1] * (y.ndim - 1)), x, y), fresh, old
-    )
-
-
 def _update(learner: RewardLearner, state: RewardState) -> RewardState:
     """The weights after the optimiser's update by the decisions since the last one."""
-    traces, gradients, pending = _gradients(learner, state)
+    b = state.rule.feedback.matrix(state.network)
+    course, gradients = gradients_of(
+        learner.goal, state.network, b, state.course, state.decided, state.outcomes, learner.steps
+    )
     part = learner._part(state.network)
     kept = jax.tree.map(lambda x: x is not None, part, is_leaf=lambda x: x is None)
     d_part: Any = eqx.filter(as_network(state.network, gradients), kept)
     with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
         updates, optimizer = learner.optimizer.update(d_part, state.optimizer, part)
         network, rule = apply_updates(state.network, updates, state.rule)
-    goes_on = ~state.outcomes.at_rest_after[-1]
-    if learner.value_weight is None:
-        goes_on = jnp.zeros_like(goes_on)
     return state._replace(
         network=network,
         rule=rule,
         optimizer=optimizer,
-        traces=traces,
+        course=course,
         n_recorded=jnp.zeros_like(state.n_recorded),
-        pending=jnp.where(goes_on, pending, jnp.zeros_like(pending)),
-        is_pending=goes_on,
     )
-
-
-def _gradients(
-    learner: RewardLearner, state: RewardState
-) -> tuple[Carry, NetworkGradients, Float[Array, " batch"]]:
-    """Of the decisions since the last update: traces after them, gradient, and r - V of the last.
-
-    δ of the last decision before them is known now; that of their own last is not, unless an
-    episode ended with it.
-    """
-    network, gamma = state.network, learner.discount
-    decided, outcomes = state.decided, state.outcomes
-    n, batch = outcomes.rewards.shape
-    ends = outcomes.at_rest_after
-    per_delta, direct = _errors(learner, decided, outcomes.counts)
-
-    if learner.value_weight is None:
-        surprise, delta, overdue = outcomes.rewards, outcomes.rewards, jnp.zeros_like(state.pending)
-    else:
-        values = decided.outputs[:, :, -1]
-        following = jnp.concatenate([values[1:], jnp.zeros_like(values[:1])])
-        following = jnp.where(outcomes.truncated, outcomes.final_values, following)
-        following = jnp.where(outcomes.terminated, jnp.zeros_like(following), following)
-        surprise = outcomes.rewards - values
-        delta = surprise + gamma * following
-        delta = delta.at[-1].set(jnp.where(ends[-1], delta[-1], jnp.zeros_like(delta[-1])))
-        overdue = state.pending + gamma * values[0]
-        overdue = jnp.where(state.is_pending, overdue, jnp.zeros_like(overdue))
-    delta = jnp.where(outcomes.counts, delta, jnp.zeros_like(delta))
-
-    b = state.rule.feedback.matrix(network)
-
-    def window(carry: Carry, now: Any) -> tuple[Carry, NetworkGradients]:
-        """Some decisions, of which none but the last ends an episode."""
-        decided, per_delta, direct, delta, overdue, ends = now
-        gains = leaky_filter(delta, gamma, jnp.zeros_like(overdue), reverse=True)
-        error = gains[..., None] * per_delta + direct
-        left = jnp.asarray(gamma ** np.arange(len(delta))[::-1], network.dtype)
-        credit = CreditSignal(
-            _at_decisions(left[:, None, None] * per_delta, learner.steps), gamma ** len(delta)
-        )
-        spikes: list[Any] = [None] * len(network.layers)
-        if decided.penalties is not None:
-            penalties = decided.penalties.reshape(-1, *decided.penalties.shape[2:])
-            penalties = jnp.moveaxis(penalties, -1, 0)
-            spikes = [jnp.moveaxis(x, 0, -1) for x in by_layer(network, penalties)]
-        derivatives = Derivatives(
-            _at_decisions(error / batch, learner.steps), spikes, [None] * len(spikes), credit
-        )
-        records = tuple(
-            Blocks(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), layer), None)
-            for layer in decided.blocks
-        )
-        of_past = paid(network, carry, (overdue + gamma * gains[0]) / batch)
-        carry, gradients = advance(network, b, records, derivatives, carry)
-        fresh = with_credit(network, init_carry(network, batch))
-        carry = _restarted(fresh, carry, ends[-1])
-        return carry, jax.tree.map(jnp.add, gradients, of_past)
-
-    overdue = jnp.zeros_like(delta).at[0].set(overdue)
-    all_of_it = (decided, per_delta, direct, delta, overdue, ends)
-
-    def at_once(carry: Carry) -> tuple[Carry, NetworkGradients]:
-        return window(carry, (*all_of_it[:4], overdue[0], ends))
-
-    def one_by_one(carry: Carry) -> tuple[Carry, NetworkGradients]:
-        def of_decision(so_far, now):
-            carry, total = so_far
-            one = jax.tree.map(lambda x: x[None], now)
-            carry, gradients = window(carry, (*one[:4], now[4], one[5]))
-            return (carry, jax.tree.map(jnp.add, total, gradients)), None
-
-        return jax.lax.scan(of_decision, (carry, zero_gradients(network)), all_of_it)[0]
-
-    # Where an episode ends in between all go decision by decision: slower, and as exact.
-    if n == 1:
-        carry, gradients = at_once(state.traces)
-    else:
-        carry, gradients = jax.lax.cond(ends[:-1].any(), one_by_one, at_once, state.traces)
-    return carry, gradients, surprise[-1]
-
-
-def _errors(
-    learner: RewardLearner, decided: Decided, counts: Bool[Array, "decision batch"]
-) -> tuple[Float[Array, "decision batch n_out"], Float[Array, "decision batch n_out"]]:
-    """Errors of the readouts: that which is multiplied by δ, and that which is not."""
-    n_actions, dtype = learner.n_actions, decided.outputs.dtype
-    log_policy = jax.nn.log_softmax(decided.outputs[..., :n_actions])
-    policy = jnp.exp(log_policy)
-    entropy = -jnp.sum(policy * log_policy, axis=-1, keepdims=True)
-    per_delta = policy - jax.nn.one_hot(decided.actions, n_actions, dtype=dtype)
-    direct = learner.entropy_weight * policy * (log_policy + entropy)  # of -c H
-    if learner.value_weight is not None:
-        of_value = jnp.full_like(entropy, learner.value_weight)
-        per_delta = jnp.concatenate([per_delta, -of_value], axis=-1)
-        direct = jnp.concatenate([direct, jnp.zeros_like(of_value)], axis=-1)
-    weights = counts[..., None].astype(dtype)
-    return weights * per_delta, weights * direct
-
-
-def _at_decisions(
-    errors: Float[Array, "decision batch n_out"], steps: int
-) -> Float[Array, "time batch n_out"]:
-    """Errors as they are in time: at the last step before each decision."""
-    in_time = jnp.zeros((len(errors), steps, *errors.shape[1:]), errors.dtype)
-    return in_time.at[:, -1].set(errors).reshape(-1, *errors.shape[1:])
-
-
-# In environments written in JAX.
 
 
 @eqx.filter_jit
@@ -662,14 +470,14 @@ def _rollout(
     situation: Situation,
     n_decisions: int,
 ) -> tuple[RewardState, Situation, Played]:
-    batch = len(state.pending)
+    batch = state.outcomes.rewards.shape[1]
 
-    def decision(both: tuple[RewardState, Situation], _: None):
+    def decision(both: tuple[RewardState, Situation], _: Array):
         state, situation = both
         keys = jax.random.fold_in(jax.random.fold_in(state.key, state.n_decisions), 1)
         of_step, of_reset = jax.random.split(keys, (2, batch))
         state, actions = _act(learner, state, situation.x)
-        found = jax.vmap(environment.step, out_axes=Transition(0, 1, 0, 0, 0))(
+        found = jax.vmap(environment.step, out_axes=TRANSITION_AXES)(
             situation.state, actions, of_step
         )
         rewards = found.reward.astype(learner.network.dtype)
@@ -685,7 +493,7 @@ def _rollout(
         fresh, x = jax.vmap(environment.reset, out_axes=(0, 1))(of_reset)
         ended = found.terminated | found.truncated
         situation = Situation(
-            _restarted(fresh, found.state, ended), jnp.where(ended[None, :, None], x, found.x)
+            restarted(fresh, found.state, ended), jnp.where(ended[None, :, None], x, found.x)
         )
         played = Played(actions, rewards, found.terminated, found.truncated, info)
         return (state, situation), played

@@ -8,7 +8,7 @@ import pytest
 ENGINE = Path(__file__).parent.parent / "eprop"
 LEVELS = [
     {"checks", "structure", "sequences", "delays", "running_rates"},
-    {"files", "dropout", "losses", "surrogate", "weights"},
+    {"files", "dropout", "environments", "losses", "loops", "surrogate", "weights"},
     {"checkpoints", "rows", "cells.abstract", "cells.constants", "synapses.abstract"},
     {"cells.contract", "cells.membrane", "cells.leaky_tanh", "cells.lstm"},
     {"cells.lif", "cells.alif", "cells.current_lif", "cells.populations"},
@@ -30,8 +30,9 @@ LEVELS = [
     {"evaluation"},
     {"adjoint"},
     {"rules"},
-    {"diagnostics", "pieces", "keeping"},
-    {"training", "streaming", "online"},
+    {"diagnostics", "pieces", "keeping", "credit"},
+    {"decisions"},
+    {"training", "streaming", "online", "rewards"},
     {""},
 ]
 """What may be imported by all that comes later. `cells` is the folder's own `__init__`, as a name
@@ -154,7 +155,7 @@ def test_tasks_import_nothing_of_the_engine(module):
 @pytest.mark.parametrize("module", PATHS)
 def test_the_engine_imports_no_tasks_and_no_experiments(module):
     names = set(imported(PATHS[module]))
-    may = {"training": ["optax", "tqdm"], "online": ["optax"]}.get(module, [])
+    may = {"training": ["optax", "tqdm"], "online": ["optax"], "rewards": ["optax"]}.get(module, [])
     libraries = {"matplotlib", "optax", "tqdm"}.difference(may)
     forbidden = ["eprop.tasks", "experiments", "figures", "tests", *libraries]
     assert not [name for name in names if name.startswith(tuple(forbidden))]
@@ -170,6 +171,12 @@ def test_what_the_benchmarks_compare_with_is_optional():
     assert len(paths) > len(PATHS)
     found = [(path, name) for path in paths for name in imported(path) if name.startswith(OPTIONAL)]
     assert not found
+
+
+def test_gymnasium_is_needed_for_its_environments_alone():
+    paths = [path for path in PATHS.values() if "gymnasium" in path.read_text()]
+    users = [path.name for path in paths if any(x.startswith("gymnasium") for x in imported(path))]
+    assert users == ["environments.py"]
 
 
 def test_scikit_learn_is_needed_for_digits_alone():
