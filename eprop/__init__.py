@@ -6,7 +6,7 @@ each synapse did; `recursion`, `windowed` and `reverse` make gradients of them, 
 derivative of the network's run; `rules` choose it, `online`, `streaming` and `training` use it.
 """
 
-from . import checkpoints, environments, losses
+from . import checkpoints, compiled, environments, losses
 from .cells import (
     ALIF,
     LIF,
@@ -21,7 +21,7 @@ from .cells import (
     LIFState,
     LSTMState,
 )
-from .delays import ConcatenatedBuffer, RotatingBuffer
+from .delays import AbstractDelayLine, ConcatenatedBuffer, RotatingBuffer
 from .diagnostics import (
     EligibilityTraces,
     LearningSignals,
@@ -31,9 +31,10 @@ from .diagnostics import (
 )
 from .dropout import Dropout
 from .feedback import AbstractFeedback, AdaptiveFeedback, RandomFeedback, SymmetricFeedback
-from .layer import Layer
+from .layer import Layer, LayerState
 from .network import BPTT, AbstractRule, Network
-from .online import LearnerState, OnlineLearner
+from .online import Info, LearnerState, OnlineLearner
+from .readout import Readout
 from .rewards import RewardLearner, RewardState
 from .rules import EProp, apply_updates, grad, value_and_grad
 from .running_rates import RatePenalty
@@ -50,6 +51,7 @@ __all__ = [
     "LSTM",
     "ALIFState",
     "AbstractCell",
+    "AbstractDelayLine",
     "AbstractFeedback",
     "AbstractRule",
     "AbstractSurrogate",
@@ -66,10 +68,12 @@ __all__ = [
     "EligibilityTraces",
     "Exponential",
     "FastSigmoid",
+    "Info",
     "Jacobians",
     "LIFState",
     "LSTMState",
     "Layer",
+    "LayerState",
     "LayerTrajectory",
     "LeakyTanh",
     "LeakyTanhState",
@@ -80,6 +84,7 @@ __all__ = [
     "OnlineLearner",
     "RandomFeedback",
     "RatePenalty",
+    "Readout",
     "RewardLearner",
     "RewardState",
     "RotatingBuffer",
@@ -90,6 +95,7 @@ __all__ = [
     "Triangular",
     "apply_updates",
     "checkpoints",
+    "compiled",
     "eligibility_traces",
     "environments",
     "fit",

@@ -23,6 +23,8 @@ import numpy as np
 from . import files, structure
 from .structure import Field, is_key, is_saved
 
+__all__ = ["CheckpointError", "load", "read_header", "save"]
+
 MAGIC = b"eprop checkpoint "
 VERSION = b"2"
 HEADER = "header"
@@ -86,16 +88,11 @@ def load(path: Path, like: Any) -> tuple[Any, Any]:
     """
     header, arrays = _read(Path(path))
     fields = [Field(*x) for x in header["structure"]]
-    found = [structure.first_difference(fields, structure.describe(like))]
     leaves = [Leaf(x["path"], tuple(x["shape"]), x["dtype"]) for x in header["leaves"]]
-    if difference := first_difference(leaves, describe(like)):
-        there, here = (leaf or "no more leaves" for leaf in difference)
-        found.append(f"it has {there} where this state has {here}")
-    if any(found):
+    if found := _differences(fields, leaves, like):
         raise CheckpointError(
-            f"{path} is of another state: {'; '.join(filter(None, found))}. Build the state with "
-            f"the configuration of the checkpoint (see eprop.checkpoints.read_header), or use "
-            f"another file"
+            f"{path} is of another state: {found}. Build the state with the configuration of the "
+            f"checkpoint (see eprop.checkpoints.read_header), or use another file"
         )
     loaded = iter(arrays)
     state = jax.tree.map(lambda x: _like(x, next(loaded)) if is_saved(x) else x, like)
@@ -121,6 +118,19 @@ def first_difference(
     """The first pair of leaves that are not alike, if any; `None` in it for one that is missing."""
     pairs = zip_longest(theirs, mine)
     return next((pair for pair in pairs if pair[0] != pair[1]), None)
+
+
+def differences(theirs: Any, mine: Any) -> str:
+    """What differs between two states but for their numbers, to be read; empty if nothing does."""
+    return _differences(structure.describe(theirs), describe(theirs), mine)
+
+
+def _differences(fields: list[Field], leaves: list[Leaf], mine: Any) -> str:
+    found = [structure.first_difference(fields, structure.describe(mine))]
+    if difference := first_difference(leaves, describe(mine)):
+        there, here = (leaf or "no more leaves" for leaf in difference)
+        found.append(f"it has {there} where this state has {here}")
+    return "; ".join(filter(None, found))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:

@@ -26,6 +26,17 @@ def parameter(
 
     Raises `ValueError` for another shape, a value that is not finite, or one out of range.
     """
+    array = _real(name, value, f"a real number, or one for each of the {n} {of}")
+    if array.shape not in ((), (n,)):
+        raise ValueError(
+            f"{name} has shape {array.shape}: give one number, or one for each of the {n} {of}"
+        )
+    _in_range(name, value, array, above)
+    return float(array) if array.ndim == 0 else tuple(array.tolist())
+
+
+def _real(name: str, value: Any, needed: str) -> np.ndarray:
+    """`value` in float64; `TypeError` unless it is of real numbers, which are known."""
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
             f"{name} is traced, but the parameters of a cell, and delays, are constants of the "
@@ -37,25 +48,30 @@ def parameter(
     except ValueError:  # ragged
         given = np.asarray(None)
     if given.dtype.kind not in "biuf":
-        raise TypeError(f"{name} = {value!r} must be a real number, or one per neuron")
-    array = given.astype(np.float64)
-    if array.shape not in ((), (n,)):
-        raise ValueError(
-            f"{name} has shape {array.shape}: give one number, or one for each of the {n} {of}"
-        )
-    if not np.all(np.isfinite(array)):
-        raise ValueError(f"{name} = {value} must be finite")
-    if above is not None and not np.all(array > above):
-        raise ValueError(f"{name} = {value} must be greater than {above:g}")
-    return float(array) if array.ndim == 0 else tuple(array.tolist())
+        raise TypeError(f"{name} = {value!r} must be {needed}")
+    return given.astype(np.float64)
+
+
+def _in_range(name: str, value: Any, array: np.ndarray, above: float | None) -> None:
+    """`ValueError` unless all is finite, and greater than `above`, in the dtype of programs too."""
+    dtype = jnp.result_type(float)
+    with np.errstate(over="ignore", under="ignore"):
+        there = array.astype(dtype)
+    if not np.all(np.isfinite(there)):
+        by_dtype = f" in {dtype}" if np.all(np.isfinite(array)) else ""
+        raise ValueError(f"{name} = {value} must be finite{by_dtype}")
+    if above is not None and not np.all(there > above):
+        by_dtype = f" in {dtype}" if np.all(array > above) else ""
+        raise ValueError(f"{name} = {value} must be greater than {above:g}{by_dtype}")
 
 
 def steps(name: str, value: ArrayLike | Sequence[int], n: int) -> int | tuple[int, ...]:
     """A cell's number of steps as an int, or a tuple of `n` ints; `ValueError` for others."""
     checked = np.asarray(parameter(name, value, n))
-    if not np.all((checked == np.floor(checked)) & (checked >= 0)):
+    if not np.all((checked == np.floor(checked)) & (checked >= 0) & (checked < 2**31)):
         raise ValueError(
-            f"{name} = {value} must be a whole number of steps, at least 0: divide ms by dt"
+            f"{name} = {value} must be a whole number of steps, at least 0 and less than 2**31: "
+            f"divide ms by dt"
         )
     whole = checked.astype(int)
     return int(whole) if whole.ndim == 0 else tuple(whole.tolist())
@@ -77,36 +93,39 @@ def delay(name: str, value: ArrayLike | Sequence[float], n: int, dt: float, of: 
     return checked
 
 
-def duration(name: str, value: float) -> float:
+def number(name: str, value: Any, *, above: float | None = None, unit: str = "") -> float:
+    """`value` as a float; `TypeError` or `ValueError` unless it is one finite, real number."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name} = {value} must be one real number{unit}")
+    array = _real(name, value, f"one real number{unit}")
+    if array.ndim != 0:
+        raise ValueError(f"{name} = {value} must be one number{unit}")
+    _in_range(name, value, array, above)
+    return float(array)
+
+
+def duration(name: str, value: Any) -> float:
     """A time in ms as a float; `ValueError` unless it is one positive, finite number."""
-    if np.ndim(value) != 0:
-        raise ValueError(f"{name} = {value} must be one number, in ms")
-    checked = parameter(name, value, 1, above=0)
-    assert isinstance(checked, float)
-    return checked
+    return number(name, value, above=0, unit=", in ms")
 
 
-def not_negative(name: str, value: float) -> float:
+def not_negative(name: str, value: Any) -> float:
     """`value` as a float; `ValueError` unless it is one finite number of at least 0."""
-    checked = parameter(name, value, 1)
-    if np.ndim(value) != 0 or np.any(np.asarray(checked) < 0):
+    checked = number(name, value)
+    if checked < 0:
         raise ValueError(f"{name} = {value} must be one number of at least 0")
-    return float(np.asarray(checked))
+    return checked
 
 
 def positive(name: str, value: Any) -> Any:
     """`value`; `ValueError` unless it is one positive, finite number. Not checked if traced."""
-    if isinstance(value, jax.core.Tracer):
-        return value
-    if np.ndim(value) != 0:
-        raise ValueError(f"{name} = {value!r} must be one number")
-    return parameter(name, value, 1, above=0)
+    return value if isinstance(value, jax.core.Tracer) else number(name, value, above=0)
 
 
 def fraction(name: str, value: Any) -> float:
     """`value` as a float; `ValueError` unless it is one number of at least 0, and less than 1."""
-    checked = not_negative(name, value)
-    if checked >= 1:
+    checked = number(name, value)
+    if not 0 <= checked < 1:
         raise ValueError(f"{name} = {value} must be at least 0 and less than 1")
     return checked
 
@@ -154,44 +173,44 @@ def real_array(name: str, value: Any, dtype: Any) -> Array:
     return given.astype(dtype)
 
 
-def float_array(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: Any = None) -> Array:
+def float_array(name: str, value: Any, shape: tuple[int, ...], dtype: Any = None) -> Array:
     """`value` as a floating-point array of exactly `shape` (and `dtype`, if it matters)."""
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+    given = array(name, value)
+    if not jnp.issubdtype(given.dtype, jnp.floating):
         raise TypeError(
-            f"{name} has dtype {array.dtype}, which can't be trained: "
+            f"{name} has dtype {given.dtype}, which can't be trained: "
             f"write {name}.astype(jnp.float32)"
         )
-    if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}, but {shape} is needed here")
-    if dtype is not None and array.dtype != dtype:
+    if given.shape != shape:
+        raise ValueError(f"{name} has shape {given.shape}, but {shape} is needed here")
+    if dtype is not None and given.dtype != dtype:
         raise TypeError(
-            f"{name} has dtype {array.dtype}, but network.w_in has {dtype}: give all weights one"
+            f"{name} has dtype {given.dtype}, but network.w_in has {dtype}: give all weights one"
         )
-    return array
+    return given
 
 
-def sequence(name: str, value: ArrayLike, n_features: int, dtype: Any) -> Array:
+def sequence(name: str, value: Any, n_features: int, dtype: Any) -> Array:
     """`value` as an array `[time, batch, n_features]`: bool, integer, or of the weights' dtype."""
-    array = jnp.asarray(value)
-    if array.ndim != 3:
-        hint = f"; for a single example write {name}[:, None]" if array.ndim == 2 else ""
+    given = array(name, value)
+    if given.ndim != 3:
+        hint = f"; for a single example write {name}[:, None]" if given.ndim == 2 else ""
         raise ValueError(
-            f"{name} has shape {array.shape}, but [time, batch, feature] is needed{hint}"
+            f"{name} has shape {given.shape}, but [time, batch, feature] is needed{hint}"
         )
-    if array.shape[0] == 0 or array.shape[1] == 0:
-        raise ValueError(f"{name} has shape {array.shape}: an empty time or batch axis")
-    if array.shape[2] != n_features:
+    if given.shape[0] == 0 or given.shape[1] == 0:
+        raise ValueError(f"{name} has shape {given.shape}: an empty time or batch axis")
+    if given.shape[2] != n_features:
         raise ValueError(
-            f"{name} has shape {array.shape}, so {array.shape[2]} features, "
+            f"{name} has shape {given.shape}, so {given.shape[2]} features, "
             f"but the network takes {n_features}"
         )
-    if jnp.issubdtype(array.dtype, jnp.inexact) and array.dtype != dtype:
+    if jnp.issubdtype(given.dtype, jnp.inexact) and given.dtype != dtype:
         raise TypeError(
-            f"{name} has dtype {array.dtype}, but the weights have {dtype}: "
+            f"{name} has dtype {given.dtype}, but the weights have {dtype}: "
             f"write {name}.astype(jnp.{dtype})"
         )
-    return array
+    return given
 
 
 def finite(name: str, array: Array) -> Array:
@@ -223,7 +242,7 @@ def all_finite(arrays: dict[str, Array], guarded: Array) -> Array:
 def indices(name: str, value: ArrayLike, n: int) -> Array:
     """`value` as a vector of indices from 0 to n - 1; where it is traced, that is not checked."""
     traced = isinstance(value, jax.core.Tracer)
-    array = value if traced else np.asarray(value)
+    array = value if traced else native(np.asarray(value))
     if array.ndim != 1 or not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
             f"{name} has shape {array.shape} and dtype {array.dtype}, but must be a vector of "
@@ -254,17 +273,24 @@ def native(x: Any) -> Any:
     return x
 
 
-def same_length(targets: Any, n_steps: int, window: int) -> None:
-    """`ValueError` unless every leaf of `targets` has a leading time axis of `n_steps`."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(targets):
-        shape = jnp.shape(leaf)
+def no_lists(name: str, tree: Any) -> None:
+    """`TypeError` for lists of numbers: to JAX each of these is a leaf by itself."""
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, list))
+    for path, x in found:
+        if isinstance(x, list) and not all(hasattr(y, "shape") for y in jax.tree.leaves(x)):
+            of = f"{name}{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{of} is a list of numbers: write np.asarray(...) of it")
+
+
+def each_step(name: str, tree: Any, n_steps: int, remedy: str) -> None:
+    """`ValueError` unless every leaf of `tree` has a leading time axis of `n_steps`."""
+    no_lists(name, tree)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        shape = np.shape(leaf)
         if not shape or shape[0] != n_steps:
-            name = f"targets{jax.tree_util.keystr(path)}"
             raise ValueError(
-                f"{name} has shape {shape}, but with window={window} targets are cut with the "
-                f"inputs, so each needs a leading time axis of {n_steps}: broadcast a label with "
-                f"jnp.broadcast_to(label, ({n_steps}, *label.shape)), or find the gradient "
-                f"of the whole sequence at once by value_and_grad(loss, EProp(window=None))"
+                f"{name}{jax.tree_util.keystr(path)} has shape {shape}, but needs a leading time "
+                f"axis of {n_steps}, as the inputs have: {remedy}"
             )
 
 

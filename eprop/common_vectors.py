@@ -4,7 +4,7 @@ A membrane potential with one α is the presynaptic activity filtered by α, wha
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -92,21 +92,27 @@ def _constants(cell: AbstractCell, *args: Any) -> Any:
 def lead_common(
     common: Sequence[CommonVector | None],
     vectors: list[Array],
-    pre: Float[Array, "time batch n_pre"],
+    n_steps: int,
+    weighted: Callable[[Float[np.ndarray, "time d"]], Float[Array, "batch n_pre d"]],
 ) -> list[Float[Array, "batch n_pre"] | None]:
-    """The common vectors after some steps: Σ_t D^(K-t) b pre_t + D^K ε; `None` for the others."""
+    """The common vectors after some steps: Σ_t D^(K-t) b pre_t + D^K ε; `None` for the others.
+
+    `weighted` sums presynaptic activity over time, by the weights of each step.
+    """
+    if not any(common):
+        return [None] * len(common)
     d = len(common)
     matrix = np.array([row.state if row else [0.0] * d for row in common])
     b = np.array([row.current if row else 0.0 for row in common])
     response, power = [], np.eye(d)
-    for _ in range(len(pre)):  # from the last step back
+    for _ in range(n_steps):  # from the last step back
         response.append(power @ b)
         power = power @ matrix
-    weights = jnp.asarray(np.array(response[::-1]), pre.dtype)  # [time, d]
+    new = weighted(np.array(response[::-1]))
 
     def lead(k):
         old = sum(float(power[k, i]) * vectors[i] for i, row in enumerate(common) if row)
-        return old + jnp.tensordot(weights[:, k], pre, 1)
+        return old + new[..., k]
 
     return [None if row is None else lead(k) for k, row in enumerate(common)]
 

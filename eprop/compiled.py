@@ -32,6 +32,8 @@ from .sequences import Blocks, cut
 from .synapses import Dense
 from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, of_one
 
+__all__ = ["programs", "without_kernels"]
+
 _ENABLED = contextvars.ContextVar("compiled programs are used", default=True)
 
 
@@ -111,19 +113,25 @@ class CompiledLayer:
         later = spikes[length - 1 :: length][: n_blocks - 1]
         z_before = jnp.concatenate([start.spikes[None] > 0, later])
 
+        is_binary = below.dtype == bool
+
         def before(past):  # of what comes from below: recurrent delays are not compiled
-            known = jnp.concatenate([jnp.moveaxis(past, 1, 0) > 0, below])
+            under_way = jnp.moveaxis(past, 1, 0)
+            under_way = under_way > 0 if is_binary else under_way
+            known = jnp.concatenate([under_way, below if is_binary else below.astype(dtype)])
             steps = length * np.arange(n_blocks)[:, None] + np.arange(past.shape[1])
             return jnp.moveaxis(known[steps], 1, 2).astype(dtype)
 
         past = {kind: before(past) for kind, past in start.past.items()}
         states = LayerState(starts, z_before.astype(dtype), past)
-        first, last = cut((below, spikes), length)
-        n_whole = len(first[0])
-        whole = Block(jax.tree.map(lambda x: x[:n_whole], states), *first, None)
-        if last is None:
+        seen = cut((below, spikes), length)
+        below, spikes = seen.whole
+        n_whole = len(spikes)
+        whole = Block(jax.tree.map(lambda x: x[:n_whole], states), below, spikes, None)
+        if seen.rest is None:
             return Blocks(whole, None)
-        return Blocks(whole, Block(jax.tree.map(lambda x: x[-1], states), *last, None))
+        below, spikes = seen.rest
+        return Blocks(whole, Block(jax.tree.map(lambda x: x[-1], states), below, spikes, None))
 
     def events_below(self, start: LayerState, below: Array) -> Bool[Array, "time batch _"] | None:
         """What the synapses from below see, if it is 0 or 1 and they are a matrix."""
@@ -168,6 +176,7 @@ class CompiledLayer:
         """The currents from below and of the bias: what is seen below are events, or graded."""
         layer = self.layer
         if events is None:
+            assert graded is not None
             return Drive(layer.drive(graded, w))
         nothing = jnp.zeros(layer.neurons.n_post, layer.dtype)
         start = nothing if layer.bias is None else w["bias"][0]

@@ -65,6 +65,8 @@ def eligibility_traces(
     training. Entries of synapses that don't exist, autapses say, are zero.
     """
     network, inputs = network.checked(inputs)
+    if layer not in range(len(network.layers)):
+        raise ValueError(f"layer = {layer!r} must be from 0 to {len(network.layers) - 1}")
     batch, here = inputs.shape[1], network.layers[layer]
     columns = jnp.arange(here.neurons.n_post)
     post = columns if post is None else checks.indices("post", post, here.neurons.n_post)

@@ -21,8 +21,7 @@ class Dropout(eqx.Module):
     per_step: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self):
-        if isinstance(self.rate, bool) or not 0 <= self.rate < 1:
-            raise ValueError(f"rate = {self.rate} must be at least 0 and less than 1")
+        checks.fraction("rate", self.rate)
         checks.switch("per_step", self.per_step)
 
     def draw(self, key: PRNGKeyArray, shape: tuple[int, int, int]) -> Bool[Array, "time batch n"]:

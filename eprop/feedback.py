@@ -9,7 +9,6 @@ from abc import abstractmethod
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from . import checks
@@ -81,9 +80,7 @@ class AdaptiveFeedback(AbstractFeedback):
 
     def __init__(self, b: ArrayLike, decay: float = 1e-2):
         self.b = _feedback_matrix(b)
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay = {decay} must be at least 0 and less than 1")
-        self.decay = decay
+        self.decay = checks.fraction("decay", decay)
 
     def matrix(self, network: Network) -> Float[Array, "n n_out"]:
         if len(network.w_out) != network.n:
@@ -113,7 +110,7 @@ def _fitting(b: Array, network: Network) -> Array:
 
 
 def _feedback_matrix(b: ArrayLike) -> Array:
-    array = jnp.asarray(b)
+    array = checks.array("b", b)
     if array.ndim != 2:
         raise ValueError(f"b has shape {array.shape}, but [n, n_out] is needed")
     return checks.finite("b", checks.float_array("b", array, array.shape))

@@ -1,19 +1,22 @@
-"""`jax.lax.scan` and `cond` of a state that may hold more than arrays (a cell's functions, say)."""
+"""JAX's loops and branches for a state that may hold more than arrays (a cell's functions, say)."""
 
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Bool
+from jaxtyping import Array
+
+Advance = Callable[[Any, Any], tuple[Any, Any]]
+"""`advance(state, x) -> (state, result)`."""
 
 
-def scan(function: Callable[[Any, Any], tuple[Any, Any]], state: Any, xs: Any) -> tuple[Any, Any]:
-    """`jax.lax.scan`; what is no array in the state stays as it is."""
+def scan(advance: Advance, state: Any, xs: Any) -> tuple[Any, Any]:
+    """`jax.lax.scan`."""
     arrays, rest = eqx.partition(state, eqx.is_array)
 
     def step(arrays, x):
-        state, result = function(eqx.combine(arrays, rest), x)
+        state, result = advance(eqx.combine(arrays, rest), x)
         return eqx.filter(state, eqx.is_array), result
 
     arrays, results = jax.lax.scan(step, arrays, xs)
@@ -21,16 +24,17 @@ def scan(function: Callable[[Any, Any], tuple[Any, Any]], state: Any, xs: Any) -
 
 
 def cond(
-    predicate: Bool[Array, ""],
-    if_true: Callable[[Any], Any],
-    if_false: Callable[[Any], Any],
-    state: Any,
-) -> Any:
-    """`jax.lax.cond` of functions from a state to a state; what is no array stays as it is."""
+    predicate: Array, if_true: Advance, if_false: Advance, state: Any, x: Any
+) -> tuple[Any, Any]:
+    """`jax.lax.cond`."""
     arrays, rest = eqx.partition(state, eqx.is_array)
 
-    def of_arrays(function):
-        return lambda arrays: eqx.filter(function(eqx.combine(arrays, rest)), eqx.is_array)
+    def of_arrays(advance):
+        def call(arrays, x):
+            state, result = advance(eqx.combine(arrays, rest), x)
+            return eqx.filter(state, eqx.is_array), result
 
-    arrays = jax.lax.cond(predicate, of_arrays(if_true), of_arrays(if_false), arrays)
-    return eqx.combine(arrays, rest)
+        return call
+
+    arrays, result = jax.lax.cond(predicate, of_arrays(if_true), of_arrays(if_false), arrays, x)
+    return eqx.combine(arrays, rest), result

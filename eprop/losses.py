@@ -24,6 +24,14 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from . import checks
 from .checks import Parameter
 
+__all__ = [
+    "firing_rate_penalty",
+    "mean_squared_error",
+    "running_rate_penalty",
+    "softmax_cross_entropy",
+    "voltage_penalty",
+]
+
 
 def mean_squared_error(
     outputs: Float[Array, "time batch n_out"],
@@ -38,6 +46,7 @@ def mean_squared_error(
     or `[time, batch]`, the steps that count, or their weights (all by default); `n_steps`: the
     number of steps that the mean is over (those that count by default).
     """
+    outputs = checks.array("outputs", outputs)
     targets = checks.real_array("targets", targets, outputs.dtype)
     if targets.shape != outputs.shape:
         raise ValueError(
@@ -67,6 +76,7 @@ def softmax_cross_entropy(
       Σ w l / Σ w, with w the weight of the step's label times its mask.
     - `n_steps`: the number of steps that the mean is over, Σ w l / (n_steps · batch).
     """
+    outputs = checks.array("outputs", outputs)
     n_classes, zero = outputs.shape[-1], jnp.zeros((), outputs.dtype)
     weights = _weights(mask, outputs)
     labels = _labels(labels, outputs, weights)
@@ -126,7 +136,7 @@ def firing_rate_penalty(
     loss sees a window at a time this is another penalty: on each window's rates, one after another.
     Source: the reference implementation, `reg_type` "simple".
     """
-    rates = spikes.mean((0, 1)) / checks.positive("dt", dt)
+    rates = checks.array("spikes", spikes).mean((0, 1)) / checks.positive("dt", dt)
     return _rate_error(rates, target_rate)
 
 
@@ -140,6 +150,7 @@ def running_rate_penalty(
     the reference implementation's `reg_type` "online", which lays the examples of a batch end to
     end.
     """
+    spikes = checks.array("spikes", spikes)
     steps = jnp.arange(1, len(spikes) + 1, dtype=spikes.dtype)
     rates = jnp.cumsum(spikes.mean(1), axis=0) / (steps[:, None] * checks.positive("dt", dt))
     return _rate_error(rates, target_rate) / len(spikes)
@@ -168,6 +179,7 @@ def voltage_penalty(
 
     It is zero while -A <= v <= A.
     """
+    v = checks.array("v", v)
     threshold = checks.real_array("threshold", threshold, v.dtype)
     if not isinstance(threshold, jax.core.Tracer) and not np.all(np.asarray(threshold) > 0):
         raise ValueError(

@@ -225,6 +225,7 @@ class Network(eqx.Module):
         Raises `ValueError` or `TypeError` for inputs or weights that don't fit.
         """
         network, inputs = self.checked(inputs)
+        checks.instance("rule", rule, AbstractRule, "EProp() or BPTT()")
         kept = None if key is None else network.draw_dropout(random_key(key), inputs.shape)
         return rule.run(network, None, inputs, kept)[1]
 
@@ -244,6 +245,7 @@ class Network(eqx.Module):
         """
         network, inputs = self.checked(inputs)
         checks.instance("state", state, NetworkState, "network.init(batch)")
+        checks.instance("rule", rule, AbstractRule, "EProp() or BPTT()")
         batch = state.outputs.shape[0]
         if batch != inputs.shape[1]:
             raise ValueError(
@@ -254,6 +256,7 @@ class Network(eqx.Module):
 
     def init(self, batch: int) -> NetworkState:
         """The network at rest, in the dtype of its weights."""
+        batch = checks.positive_int("batch", batch)
         layers = tuple(layer.init(batch) for layer in self.layers)
         return NetworkState(layers, jnp.zeros((batch, self.n_out), self.dtype))
 
@@ -262,6 +265,18 @@ class Network(eqx.Module):
 
         Use the network that is returned: where weights are traced, it holds the error.
         """
+        weights = {
+            f".layers[{i}].{kind}.weights": synapses.weights
+            for i, layer in enumerate(self.layers)
+            for kind, synapses in layer.kinds.items()
+        }
+        for path, array in {**weights, ".w_out": self.w_out}.items():
+            if not hasattr(array, "shape"):
+                raise TypeError(
+                    f"{self._name(path)} = {array!r:.80} is no array of weights, so this network "
+                    f"can't be run. (Optax calls all that can be called: give it a network of "
+                    f"labels by a function, lambda _: labels)"
+                )
         inputs = checks.sequence("inputs", inputs, self.n_in, self.dtype)
         for i, layer in enumerate(self.layers):
             n_in = self.n_in if i == 0 else self.layers[i - 1].n

@@ -12,16 +12,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, UInt
 
-from . import checks
-from .cells import Port
+from . import checkpoints, checks, loops, optimization
 from .evaluation import NetworkGradients, as_network, zero_gradients
 from .network import Network
 from .pieces import NO_SUM_OVER_TIME, Progress, evaluate_piece, init_progress, is_sum_over_time
-from .rules import EProp, Loss, apply_updates
+from .rules import EProp, Loss, call_loss
 from .running_rates import RatePenalty, RunningRates, follow, start_rates
-from .synapses import AbstractSynapses
-from .traces import by_synapse
+from .traces import trace_norms
 from .trajectory import Trajectory
+from .weights import random_key
 
 
 class LearnerState(NamedTuple):
@@ -33,6 +32,8 @@ class LearnerState(NamedTuple):
     """Neurons and eligibility traces."""
     gradients: NetworkGradients
     """Summed up since the last update."""
+    loss: Float[Array, ""]
+    """Likewise."""
     optimizer: optax.OptState
     rates: RunningRates
     since_update: Int[Array, ""]
@@ -57,14 +58,20 @@ class Info(NamedTuple):
     """Running average of the firing rates in Hz, at the end."""
     trace_norms: list[Float[Array, ""]]
     """Root of the summed squares of the eligibility vectors of each hidden variable, at the end."""
+    aux: Any
+    """Of a loss with `has_aux=True` what it returned beside its value; in `run` with a leading time
+    axis."""
 
 
 class Observed(NamedTuple):
-    """What a window of steps was like, without an update; each with a leading time axis, or sum."""
+    """What a window of steps was like, without an update: the summed loss, and all else of each
+    step, with a leading time axis.
+    """
 
     outputs: Float[Array, "*time batch n_out"]
     learning_signals: Float[Array, "*time batch n"]
     loss: Float[Array, ""]
+    aux: Any
 
 
 class Learned(NamedTuple):
@@ -95,20 +102,22 @@ class OnlineLearner(eqx.Module):
     rate_penalty: RatePenalty | None = eqx.field(static=True)
     tau_rate: float = eqx.field(static=True)
     trainable: Any = eqx.field(static=True)
-    optimizer_structure: Any = eqx.field(static=True)
-    """Of the optimiser's state: to find it anew at each step would take as long as the step."""
+    has_aux: bool = eqx.field(static=True)
+    kinds: Any = eqx.field(static=True)
+    """What a state of this learner is like: to find it anew at each step would take as long."""
 
     def __init__(
         self,
         network: Network,
         loss: Loss,
         rule: EProp,
-        optimizer: optax.GradientTransformation,
+        optimizer: optax.GradientTransformation | optax.MultiSteps,
         *,
         update_every: int = 1,
         rate_penalty: RatePenalty | None = None,
         tau_rate: float = 10_000.0,
         trainable: Any = eqx.is_inexact_array,
+        has_aux: bool = False,
     ):
         """**Arguments:**
 
@@ -118,21 +127,22 @@ class OnlineLearner(eqx.Module):
           weight the loss with it, as the functions of `eprop.losses` do.
         - `rule`: `EProp(feedback, window)`. `run` evaluates so many steps at a time, all of an
           update's by default; the window must divide `update_every`.
-        - `optimizer`: of optax.
+        - `optimizer`: any of optax. One that goes by the loss's value, such as
+          `optax.contrib.reduce_on_plateau`, sees the sum over the steps of each update.
         - `update_every`: steps from one weight update to the next.
         - `rate_penalty`: draws firing rates to a target.
         - `tau_rate`: time constant of the running average of firing rates in ms. It is the plain
           average of all steps until so much time has gone by.
         - `trainable`: the weights that change, as for `value_and_grad`.
+        - `has_aux`: whether the loss returns `(scalar, aux)`. Every leaf of aux has a leading time
+          axis, as the trajectory has, and comes back as `Info.aux`: `trajectory.layers` for spikes
+          and states, a number for each step or each step and example, ...
         """
         self.network = checks.instance("network", network, Network, "Network(cell, ...)")
-        if not callable(loss):
-            raise TypeError(f"loss = {loss!r} is no function: write loss(trajectory, targets)")
-        self.loss = loss
+        checks.function("loss", loss, "loss(trajectory, targets)")
+        self.loss, self.has_aux = loss, checks.switch("has_aux", has_aux)
         self.rule = checks.instance("rule", rule, EProp, "EProp(): BPTT can't learn online")
-        self.optimizer = checks.instance(
-            "optimizer", optimizer, optax.GradientTransformation, "optax.adam(1e-3)"
-        )
+        self.optimizer = optimization.checked(optimizer)
         self.update_every = checks.positive_int("update_every", update_every)
         if rate_penalty is not None:
             checks.instance("rate_penalty", rate_penalty, RatePenalty, "RatePenalty(10.0, 1.0)")
@@ -147,8 +157,8 @@ class OnlineLearner(eqx.Module):
                 f"give the rule a window that divides it, or none"
             )
         rule.feedback.matrix(network)  # its errors come now
-        part = self._part(network)
-        self.optimizer_structure = jax.tree.structure(jax.eval_shape(optimizer.init, part))
+        of_optimizer = jax.eval_shape(self.optimizer.init, self._part(network))
+        self.kinds = _kinds((network, rule.feedback, of_optimizer))
 
     def init(self, batch: int = 1, key: PRNGKeyArray | None = None) -> LearnerState:
         """The state before the first step of `batch` streams side by side."""
@@ -158,11 +168,12 @@ class OnlineLearner(eqx.Module):
             rule=self.rule,
             progress=init_progress(network, batch),
             gradients=zero_gradients(network),
+            loss=jnp.zeros((), network.dtype),
             optimizer=self.optimizer.init(self._part(network)),
             rates=start_rates(network.n, network.dtype),
             since_update=jnp.zeros((), jnp.int32),
             n_steps=jnp.zeros((), jnp.uint32),
-            key=jax.random.key(0) if key is None else key,
+            key=jax.random.key(0) if key is None else random_key(key),
         )
 
     def step(
@@ -175,8 +186,11 @@ class OnlineLearner(eqx.Module):
 
         Raises as `run` does.
         """
-        done = None if done is None else jnp.asarray(done)
-        with_time = jax.tree.map(lambda x: jnp.asarray(x)[None], (x_t, target_t, done))
+        x_t, done = checks.array("x_t", x_t), None if done is None else jnp.asarray(done)
+        checks.no_lists("target_t", target_t)
+        with_time = jax.tree.map(
+            lambda x: jnp.asarray(checks.native(x))[None], (x_t, target_t, done)
+        )
         state, now = self._checked(state, with_time)
         return self._settled(state, _step(self, state, now))
 
@@ -191,7 +205,10 @@ class OnlineLearner(eqx.Module):
         The state given is as it was, whatever happens.
         """
         if not isinstance(chunk, tuple) or len(chunk) not in (2, 3):
-            raise TypeError("a chunk must be (inputs, targets) or (inputs, targets, done)")
+            raise TypeError(
+                f"a chunk is a {type(chunk).__name__}, but must be a tuple, (inputs, targets) or "
+                f"(inputs, targets, done)"
+            )
         inputs, targets, done = (*chunk, None)[:3]
         state, now = self._checked(state, (inputs, targets, done))
         n_steps = len(now[0])
@@ -238,29 +255,9 @@ class OnlineLearner(eqx.Module):
 
     def _checked(self, state: LearnerState, now: Any) -> tuple[LearnerState, Any]:
         """State and data, if they are this learner's; where traced, the state holds the error."""
-        checks.instance("state", state, LearnerState, "learner.init(batch)")
+        state = self._fitting(checks.instance("state", state, LearnerState, "learner.init(batch)"))
         inputs, targets, done = now
-        mine, given = self.network, state.network
-        if jax.tree.structure(given) != jax.tree.structure(mine):
-            raise ValueError("the state is of another network: its structure is not the learner's")
-        for (path, x), y in zip(
-            jax.tree_util.tree_leaves_with_path(given), jax.tree.leaves(mine), strict=True
-        ):
-            if jnp.shape(x) != jnp.shape(y):
-                name = jax.tree_util.keystr(path)
-                raise ValueError(
-                    f"the state is of another network: its network{name} has shape "
-                    f"{jnp.shape(x)}, the learner's {jnp.shape(y)}"
-                )
-        of_learner = (jax.tree.structure(self.rule.feedback), self.optimizer_structure)
-        of_state = (jax.tree.structure(state.rule.feedback), jax.tree.structure(state.optimizer))
-        for name, x, y in zip(("feedback", "optimizer"), of_state, of_learner, strict=True):
-            if x != y:
-                raise ValueError(
-                    f"the state is of another learner: its {name} has the structure {x}, the "
-                    f"learner's {y}"
-                )
-        network, inputs = given.checked(inputs)
+        network, inputs = state.network.checked(inputs)
         n_steps, batch = inputs.shape[:2]
         of_state = state.progress.network.outputs.shape[0]
         if batch != of_state:
@@ -268,7 +265,8 @@ class OnlineLearner(eqx.Module):
                 f"inputs are of {batch} examples, but the state is of {of_state}: "
                 f"write learner.init({batch})"
             )
-        checks.same_length(targets, n_steps, n_steps)
+        broadcast = f"broadcast a label with jnp.broadcast_to(label, ({n_steps}, *label.shape))"
+        checks.each_step("targets", targets, n_steps, broadcast)
         if done is not None:
             done = jnp.asarray(done)
             if done.shape != (n_steps, batch) or done.dtype != bool:
@@ -276,7 +274,26 @@ class OnlineLearner(eqx.Module):
                     f"done has shape {done.shape} and dtype {done.dtype}, but must be a boolean "
                     f"for each example, and each step of a chunk: {(n_steps, batch)}"
                 )
-        return state._replace(network=network), (inputs, targets, done)
+        return state._replace(network=network), (inputs, jax.tree.map(checks.native, targets), done)
+
+    def _fitting(self, state: LearnerState) -> LearnerState:
+        """The state, if it is this learner's; a number in its optimiser's state as an array."""
+        if _kinds((state.network, state.rule.feedback, state.optimizer)) == self.kinds:
+            return state
+        start = self.init()
+        optimizer = optimization.with_arrays(state.optimizer, start.optimizer)
+        state = state._replace(optimizer=optimizer)
+        if _kinds((state.network, state.rule.feedback, optimizer)) == self.kinds:
+            return state
+        theirs, mine = (
+            {"network": x.network, "feedback": x.rule.feedback, "optimizer": x.optimizer}
+            for x in (state, start)
+        )
+        found = checkpoints.differences(theirs, mine) or "the structure of its network"
+        raise ValueError(
+            f"the state is of another learner: {found}. Write learner.init(batch), or of a state "
+            f"take what fits, learner.init(batch)._replace(network=state.network)"
+        )
 
     def _settled(
         self, before: LearnerState, result: tuple[LearnerState, Info]
@@ -305,8 +322,10 @@ class OnlineLearner(eqx.Module):
 def _step(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
     state, seen = _observe(learner, state, now)
     is_due = state.since_update >= learner.update_every  # more, if it was another learner's
-    state, _ = _cond(is_due, lambda x: (_update(learner, x), None), lambda x: (x, None), state)
-    return state, _info(state, seen.outputs[0], seen.learning_signals[0], seen.loss)
+    state, _ = loops.cond(
+        is_due, lambda x, _: (_update(learner, x), None), lambda x, _: (x, None), state, None
+    )
+    return state, _info(state, _each_step(lambda x: x[0], seen))
 
 
 @eqx.filter_jit
@@ -318,22 +337,29 @@ def _run(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[Learner
 
     def one_update(state, now):
         in_windows = cut(now, learner._window)
-        state, seen = _scan(functools.partial(_observe, learner), state, in_windows)
+        state, seen = loops.scan(functools.partial(_observe, learner), state, in_windows)
         return _update(learner, state), seen._replace(loss=seen.loss.sum())
 
     is_sum = jnp.ones((), bool)
     if learner._window > 1:
         inputs, targets, _ = jax.tree.map(lambda x: jnp.asarray(x)[: learner._looked_at], now)
         _, trajectory = state.network.run(state.progress.network, inputs)
-        is_sum = is_sum_over_time(learner.loss, trajectory, targets)
-    state, seen = _scan(one_update, state, cut(now, learner.update_every))
-    # [update, window, step, batch, n] -> [time, batch, n]
-    outputs, signals = (x.reshape(-1, *x.shape[3:]) for x in (seen.outputs, seen.learning_signals))
-    return state, _info(state, outputs, signals, seen.loss), is_sum
+        is_sum = is_sum_over_time(learner.loss, trajectory, targets, learner.has_aux)
+    state, seen = loops.scan(one_update, state, cut(now, learner.update_every))
+    # [update, window, step, ...] -> [time, ...]
+    seen = _each_step(lambda x: x.reshape(-1, *x.shape[3:]), seen)
+    return state, _info(state, seen), is_sum
 
 
-def _info(state: LearnerState, outputs: Array, learning_signals: Array, loss: Array) -> Info:
-    return Info(outputs, learning_signals, loss, state.rates.rates, _norms(state))
+def _info(state: LearnerState, seen: Observed) -> Info:
+    of_layers = zip(state.network.layers, state.progress.traces.layers, strict=True)
+    norms = [norm for layer, traces in of_layers for norm in trace_norms(layer, traces)]
+    return Info(**seen._asdict(), rates=state.rates.rates, trace_norms=norms)
+
+
+def _each_step(change: Callable[[Array], Array], seen: Observed) -> Observed:
+    """With all that is of each step, which the loss is not, changed."""
+    return jax.tree.map(change, seen._replace(loss=None))._replace(loss=seen.loss)
 
 
 @eqx.filter_jit
@@ -348,14 +374,16 @@ def _observe(
 
     def loss(
         before: RunningRates, trajectory: Trajectory, targets: Any
-    ) -> tuple[Array, RunningRates]:
-        """The learner's, with the rate penalty; and the rates after the last step."""
-        value = learner.loss(trajectory, targets)
+    ) -> tuple[Array, tuple[RunningRates, Any]]:
+        """The learner's, with the rate penalty; the rates after the last step, and its aux."""
+        value, aux = call_loss(learner.loss, trajectory, targets, learner.has_aux)
+        remedy = "say how each step was, such as jnp.sum(error**2, axis=(1, 2))"
+        checks.each_step("aux", aux, len(trajectory.outputs), remedy)
         spikes = jnp.concatenate([layer.spikes for layer in trajectory.layers], axis=-1)
         rates, last = follow(before, spikes, dt=learner.network.dt, tau=learner.tau_rate)
         if learner.rate_penalty is not None:
             value = value + learner.rate_penalty.of(rates)
-        return value, last
+        return value, (last, aux)
 
     def stretch(state: LearnerState, now: Any) -> tuple[LearnerState, Observed]:
         inputs, targets, done = now
@@ -365,26 +393,27 @@ def _observe(
         )
         if done is not None:
             progress = _from_rest(state.network, progress, done[-1])
+        rates, aux = piece.aux
         state = state._replace(
             progress=progress,
             gradients=jax.tree.map(jnp.add, state.gradients, piece.gradients),
-            rates=piece.aux,
+            loss=state.loss + piece.value.astype(state.loss.dtype),
+            rates=rates,
             since_update=state.since_update + len(inputs),
             n_steps=state.n_steps + jnp.uint32(len(inputs)),
         )
         signals = piece.derivatives.outputs @ state.rule.feedback.matrix(state.network).T
-        return state, Observed(piece.trajectory.outputs, signals, piece.value)
+        return state, Observed(piece.trajectory.outputs, signals, piece.value, aux)
 
     def stepwise(state: LearnerState, now: Any) -> tuple[LearnerState, Observed]:
-        state, seen = _scan(stretch, state, jax.tree.map(lambda x: x[:, None], now))
-        return state, Observed(seen.outputs[:, 0], seen.learning_signals[:, 0], seen.loss.sum())
+        state, seen = loops.scan(stretch, state, jax.tree.map(lambda x: x[:, None], now))
+        return state, _each_step(lambda x: x[:, 0], seen)._replace(loss=seen.loss.sum())
 
     *_, done = now
     if done is None or len(done) == 1:
         return stretch(state, now)
     # Where an example ends within the window all go step by step: slower, and as exact.
-    ends = done[:-1].any()
-    return _cond(ends, lambda x: stepwise(x, now), lambda x: stretch(x, now), state)
+    return loops.cond(done[:-1].any(), stepwise, stretch, state, now)
 
 
 def _from_rest(network: Network, progress: Progress, ended: Array) -> Progress:
@@ -398,16 +427,22 @@ def _from_rest(network: Network, progress: Progress, ended: Array) -> Progress:
 
 def _update(learner: OnlineLearner, state: LearnerState) -> LearnerState:
     """The weights after the optimiser's update by the gradients since the last one."""
-    part = learner._part(state.network)
-    gradients: Any = _like(as_network(state.network, state.gradients), part)
-    with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
-        updates, optimizer = learner.optimizer.update(gradients, state.optimizer, part)
-        network, rule = apply_updates(state.network, updates, state.rule)
+    gradients = _like(as_network(state.network, state.gradients), learner._part(state.network))
+    network, rule, optimizer = optimization.update(
+        learner.optimizer,
+        state.network,
+        state.rule,
+        gradients,
+        state.optimizer,
+        trainable=learner.trainable,
+        value=state.loss,
+    )
     return state._replace(
         network=network,
         rule=rule,
         optimizer=optimizer,
         gradients=jax.tree.map(jnp.zeros_like, state.gradients),
+        loss=jnp.zeros_like(state.loss),
         since_update=jnp.zeros_like(state.since_update),
     )
 
@@ -418,57 +453,13 @@ def _like(tree: Any, part: Any) -> Any:
     return eqx.filter(tree, kept)
 
 
-def _norms(state: LearnerState) -> list[Array]:
-    """For each layer, population and hidden variable."""
-    norms = []
-    for layer, traces in zip(state.network.layers, state.progress.traces.layers, strict=True):
-        for population in range(len(layer.neurons.cells)):
-            squares = [
-                [_square(synapses, x, port) for x in of_port.vectors]
-                for kind, synapses in layer.synapses.items()
-                for port, of_port in zip(layer.neurons.ports, traces.synapses[kind], strict=True)
-                if port.population == population
-            ]
-            norms += [jnp.sqrt(sum(of_variable)) for of_variable in zip(*squares, strict=True)]
-    return norms
+def _kinds(tree: Any) -> Any:
+    """The structure of a tree, and shape and dtype of its leaves."""
 
+    def dtype(x: Any) -> str:
+        if not hasattr(x, "dtype"):
+            return type(x).__name__
+        return str(jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True))
 
-def _square(synapses: AbstractSynapses, vector: Array, port: Port) -> Array:
-    """Summed squares of the vectors of all synapses that lead to a port."""
-    vectors = by_synapse(synapses, vector, port)
-    n = port.columns.stop - port.columns.start
-    return jnp.sum(vectors**2) * (n // vectors.shape[-1])
-
-
-def _scan(
-    function: Callable[[LearnerState, Any], tuple[LearnerState, Any]], state: LearnerState, xs: Any
-) -> tuple[LearnerState, Any]:
-    """`jax.lax.scan` of a state that may hold more than arrays (a cell's functions, say)."""
-    arrays, rest = eqx.partition(state, eqx.is_array)
-
-    def step(arrays, x):
-        state, result = function(eqx.combine(arrays, rest), x)
-        return eqx.filter(state, eqx.is_array), result
-
-    arrays, results = jax.lax.scan(step, arrays, xs)
-    return eqx.combine(arrays, rest), results
-
-
-def _cond(
-    predicate: Array,
-    if_true: Callable[[LearnerState], tuple[LearnerState, Any]],
-    if_false: Callable[[LearnerState], tuple[LearnerState, Any]],
-    state: LearnerState,
-) -> tuple[LearnerState, Any]:
-    """`jax.lax.cond` of functions of such a state."""
-    arrays, rest = eqx.partition(state, eqx.is_array)
-
-    def of_arrays(function):
-        def call(arrays):
-            state, result = function(eqx.combine(arrays, rest))
-            return eqx.filter(state, eqx.is_array), result
-
-        return call
-
-    arrays, result = jax.lax.cond(predicate, of_arrays(if_true), of_arrays(if_false), arrays)
-    return eqx.combine(arrays, rest), result
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((np.shape(x), dtype(x)) for x in leaves)

@@ -90,12 +90,15 @@ def _differentiate(
     return value, aux, derivatives_of(network, d, trajectory.outputs.shape[:2])
 
 
-def is_sum_over_time(loss: Loss, trajectory: Trajectory, targets: Any) -> Bool[Array, ""]:
+def is_sum_over_time(
+    loss: Loss, trajectory: Trajectory, targets: Any, has_aux: bool = False
+) -> Bool[Array, ""]:
     """Whether a loss on some steps, two at least, is what it is on their halves together."""
     n_steps = len(trajectory.outputs)
 
     def on(part: slice) -> Array:
-        return loss(*jax.tree.map(lambda x: x[part], (trajectory, targets)))
+        seen, known = jax.tree.map(lambda x: x[part], (trajectory, targets))
+        return call_loss(loss, seen, known, has_aux)[0]
 
     whole, halves = on(slice(None)), (on(slice(n_steps // 2)), on(slice(n_steps // 2, None)))
     scale = jnp.abs(whole) + jnp.abs(halves[0]) + jnp.abs(halves[1])

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, Shaped, UInt
 
-from . import checks
+from . import checks, loops, optimization
 from .decisions import (
     ActorCritic,
     Course,
@@ -36,9 +36,8 @@ from .decisions import (
 from .environments import TRANSITION_AXES, AbstractEnvironment, Situation
 from .evaluation import as_network
 from .layer import trained_constants
-from .loops import cond, scan
 from .network import Network
-from .rules import EProp, apply_updates
+from .rules import EProp
 from .running_rates import RatePenalty, RunningRates, start_rates
 from .trajectory import NetworkState
 
@@ -435,7 +434,9 @@ def _learn(
         n_decisions=state.n_decisions + jnp.uint32(1),
     )
     is_due = state.n_recorded >= learner.update_every
-    state = cond(is_due, functools.partial(_update, learner), lambda state: state, state)
+    state, _ = loops.cond(
+        is_due, lambda x, _: (_update(learner, x), None), lambda x, _: (x, None), state, None
+    )
     log_policy = jax.nn.log_softmax(outputs[:, : learner.n_actions])
     entropy = -jnp.sum(jnp.exp(log_policy) * log_policy, axis=-1)
     return state, RewardInfo(outputs, entropy, state.rates.rates)
@@ -449,10 +450,15 @@ def _update(learner: RewardLearner, state: RewardState) -> RewardState:
     )
     part = learner._part(state.network)
     kept = jax.tree.map(lambda x: x is not None, part, is_leaf=lambda x: x is None)
-    d_part: Any = eqx.filter(as_network(state.network, gradients), kept)
-    with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
-        updates, optimizer = learner.optimizer.update(d_part, state.optimizer, part)
-        network, rule = apply_updates(state.network, updates, state.rule)
+    network, rule, optimizer = optimization.update(
+        learner.optimizer,
+        state.network,
+        state.rule,
+        eqx.filter(as_network(state.network, gradients), kept),
+        state.optimizer,
+        trainable=learner.trainable,
+        value=jnp.zeros((), state.network.dtype),
+    )
     return state._replace(
         network=network,
         rule=rule,
@@ -498,7 +504,7 @@ def _rollout(
         played = Played(actions, rewards, found.terminated, found.truncated, info)
         return (state, situation), played
 
-    (state, situation), played = scan(decision, (state, situation), jnp.arange(n_decisions))
+    (state, situation), played = loops.scan(decision, (state, situation), jnp.arange(n_decisions))
     return state, situation, played
 
 

@@ -22,6 +22,8 @@ def recorded(tree: Any) -> tuple[Row, list[str]]:
     """All real numbers and arrays of up to `LARGEST` of them by their path; and what is none."""
     row, left_out = {}, []
     for name, leaf in _named_leaves(tree):
+        if not name:
+            raise TypeError(f"{leaf!r:.80} has no name to be recorded by: return a dictionary")
         if eqx.is_array(leaf) and not is_key(leaf):
             is_real = any(jnp.issubdtype(leaf.dtype, x) for x in (jnp.floating, jnp.integer, bool))
             if is_real and leaf.size <= LARGEST:

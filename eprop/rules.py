@@ -94,11 +94,14 @@ def value_and_grad(
     Raises `TypeError` for a loss that is no scalar, `ValueError` or `TypeError` for inputs and
     targets that don't fit.
     """
+    checks.function("loss", loss, "loss(trajectory, targets)")
     checks.instance("rule", rule, AbstractRule, "EProp() or BPTT()")
+    checks.switch("has_aux", has_aux)
 
     def evaluate(
         network: Network, inputs: ArrayLike, targets: Any, key: Any = None
     ) -> tuple[Any, Network]:
+        checks.instance("network", network, Network, "evaluate(network, inputs, targets)")
         if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((network, inputs))):
             network.checked(inputs)  # while the numbers are known: its plain errors
         part, frozen = eqx.partition(network, trainable)

@@ -53,6 +53,8 @@ def stream_value_and_grad(
     """
     if not isinstance(rule, EProp) or rule.window is None:
         raise TypeError(f"rule = {rule} can't follow a stream: write EProp(window=256)")
+    checks.function("loss", loss, "loss(trajectory, targets)")
+    checks.switch("has_aux", has_aux)
     window, several = rule.window, max(2, rule.window)
 
     def advance(network: Network, now: Any, sums: Sums) -> tuple[Sums, Any]:
@@ -86,7 +88,7 @@ def stream_value_and_grad(
     def fits(network: Network, progress: Progress, now: Any) -> Array:
         inputs, targets = now
         _, trajectory = network.run(progress.network, inputs)
-        return is_sum_over_time(_value_alone(loss, has_aux), trajectory, targets)
+        return is_sum_over_time(loss, trajectory, targets, has_aux)
 
     def is_trained(network: Network) -> Any:
         part = eqx.filter(network, trainable)
@@ -126,8 +128,14 @@ def _recut(chunks: Iterable[Any], length: int) -> Iterator[tuple[Any, Any]]:
     for i, chunk in enumerate(chunks):
         if not isinstance(chunk, tuple) or len(chunk) != 2:
             raise TypeError(f"chunk {i} is a {type(chunk).__name__}: give (inputs, targets)")
+        chunk = (np.asarray(chunk[0]), chunk[1])
+        n = len(chunk[0])
+        remedy = (
+            f"broadcast a label with jnp.broadcast_to(label, ({n}, *label.shape)), or find the "
+            f"gradient of the whole sequence at once by value_and_grad(loss, EProp())"
+        )
+        checks.each_step("targets", chunk[1], n, remedy)
         chunk = jax.tree.map(lambda x: x if isinstance(x, np.ndarray) else np.asarray(x), chunk)
-        checks.same_length(chunk[1], len(chunk[0]), length)
         shapes = jax.tree.map(lambda x: x.shape[1:], chunk)
         first = shapes if first is None else first
         if shapes != first:
@@ -144,10 +152,6 @@ def _recut(chunks: Iterable[Any], length: int) -> Iterator[tuple[Any, Any]]:
                 pieces, n_steps = [], 0
     if pieces:
         yield jax.tree.map(lambda *xs: np.concatenate(xs), *pieces)
-
-
-def _value_alone(loss: Loss, has_aux: bool) -> Loss:
-    return (lambda *args: loss(*args)[0]) if has_aux else loss
 
 
 def _repeated(now: Any, n_steps: int) -> Any:

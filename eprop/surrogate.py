@@ -8,11 +8,14 @@ so that the pseudo-derivative with respect to the membrane potential is ψ = h(x
 """
 
 from abc import abstractmethod
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from . import checks
 
 
 class AbstractSurrogate(eqx.Module):
@@ -48,10 +51,12 @@ def _step_function_jvp(primals, tangents):
     return _step_function(*primals), slope * tangents[0]
 
 
-def _positive(name: str, value: float) -> float:
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} = {value} must be positive and finite")
-    return float(value)
+def _gamma(value: Any) -> float:
+    return checks.number("gamma", value, above=0)
+
+
+def _width(value: Any) -> float:
+    return checks.number("width", value, above=0)
 
 
 class Triangular(AbstractSurrogate):
@@ -61,7 +66,7 @@ class Triangular(AbstractSurrogate):
     Source: Bellec et al. 2020, Methods, "Pseudo-derivative".
     """
 
-    gamma: float = eqx.field(static=True, default=0.3, converter=lambda x: _positive("gamma", x))
+    gamma: float = eqx.field(static=True, default=0.3, converter=_gamma)
 
     def pseudo_derivative(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return self.gamma * jnp.maximum(0, 1 - jnp.abs(x))
@@ -74,8 +79,8 @@ class Exponential(AbstractSurrogate):
     Source: Shrestha & Orchard, "SLAYER", NeurIPS 2018.
     """
 
-    gamma: float = eqx.field(static=True, default=0.3, converter=lambda x: _positive("gamma", x))
-    width: float = eqx.field(static=True, default=0.5, converter=lambda x: _positive("width", x))
+    gamma: float = eqx.field(static=True, default=0.3, converter=_gamma)
+    width: float = eqx.field(static=True, default=0.5, converter=_width)
 
     def pseudo_derivative(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return self.gamma * jnp.exp(-jnp.abs(x) / self.width)
@@ -88,8 +93,8 @@ class FastSigmoid(AbstractSurrogate):
     Source: Zenke & Ganguli, "SuperSpike", Neural Computation 2018.
     """
 
-    gamma: float = eqx.field(static=True, default=0.3, converter=lambda x: _positive("gamma", x))
-    width: float = eqx.field(static=True, default=0.5, converter=lambda x: _positive("width", x))
+    gamma: float = eqx.field(static=True, default=0.3, converter=_gamma)
+    width: float = eqx.field(static=True, default=0.5, converter=_width)
 
     def pseudo_derivative(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return self.gamma / jnp.square(1 + jnp.abs(x) / self.width)
@@ -105,8 +110,8 @@ class Arctan(AbstractSurrogate):
     **Arguments:** `gamma`: the height γ; `width`: w (both dimensionless).
     """
 
-    gamma: float = eqx.field(static=True, default=0.3, converter=lambda x: _positive("gamma", x))
-    width: float = eqx.field(static=True, default=0.5, converter=lambda x: _positive("width", x))
+    gamma: float = eqx.field(static=True, default=0.3, converter=_gamma)
+    width: float = eqx.field(static=True, default=0.5, converter=_width)
 
     def pseudo_derivative(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         return self.gamma / (1 + jnp.square(x / self.width))

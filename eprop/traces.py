@@ -141,3 +141,24 @@ def sum_over_batch(
     shape = (traces[0].shape[1], signals[0].shape[1])
     nothing = jnp.zeros(shape, signals[0].dtype)
     return jax.lax.scan(add, nothing, (list(signals), list(traces)))[0]
+
+
+def trace_norms(layer: Layer, traces: LayerTraces) -> list[Float[Array, ""]]:
+    """Root of the summed squares of ε of all synapses, of each population's hidden variables."""
+    norms = []
+    for population in range(len(layer.neurons.cells)):
+        squares = [
+            [_square(synapses, x, port) for x in of_port.vectors]
+            for kind, synapses in layer.synapses.items()
+            for port, of_port in zip(layer.neurons.ports, traces.synapses[kind], strict=True)
+            if port.population == population
+        ]
+        norms += [jnp.sqrt(sum(of_variable)) for of_variable in zip(*squares, strict=True)]
+    return norms
+
+
+def _square(synapses: AbstractSynapses, vector: Array, port: Port) -> Array:
+    """Summed squares of the vectors of all synapses that lead to a port."""
+    vectors = by_synapse(synapses, vector, port)
+    n = port.columns.stop - port.columns.start
+    return jnp.sum(vectors**2) * (n // vectors.shape[-1])

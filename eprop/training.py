@@ -14,11 +14,12 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 from tqdm import tqdm
 
-from . import checkpoints, checks
+from . import checkpoints, checks, optimization
 from .keeping import Identity, Keeper
 from .network import AbstractRule, Network
 from .rows import LARGEST, Row, broken_leaves, broken_numbers, merged, recorded
-from .rules import Loss, apply_updates, value_and_grad
+from .rules import Loss, value_and_grad
+from .weights import random_key
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 """`step(state, batch) -> (state, info)`, a pure function."""
@@ -37,20 +38,19 @@ class TrainState(NamedTuple):
 def init_training(
     network: Network,
     rule: AbstractRule,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     trainable: Any = eqx.is_inexact_array,
 ) -> TrainState:
     """The state before the first `training_step`, which takes the same `trainable`."""
     checks.instance("network", network, Network, "Network(cell, ...)")
     checks.instance("rule", rule, AbstractRule, "EProp() or BPTT()")
-    checks.instance("optimizer", optimizer, optax.GradientTransformation, "optax.adam(1e-3)")
-    opt_state = optimizer.init(eqx.filter(network, trainable))
+    opt_state = optimization.checked(optimizer).init(eqx.filter(network, trainable))
     return TrainState(network, rule, opt_state, jnp.zeros((), jnp.int32))
 
 
 def training_step(
     loss: Loss,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     has_aux: bool = False,
     trainable: Any = eqx.is_inexact_array,
     key: PRNGKeyArray | None = None,
@@ -61,25 +61,35 @@ def training_step(
 
     - `loss`, `has_aux`, `trainable`: as for `value_and_grad`; with `has_aux=True` the auxiliary
       output is a dictionary.
-    - `optimizer`: any of optax.
+    - `optimizer`: any of optax; one that goes by the loss's value, such as
+      `optax.contrib.reduce_on_plateau`, is given it.
     - `key`: random key for dropout, drawn anew at each iteration; needed if a layer has any.
 
     The step takes a `TrainState` and a batch `(inputs, targets)`, the inputs
     `[time, batch, n_in]`. Its info is the loss, and the auxiliary output beside it.
     """
     checks.function("loss", loss, "loss(trajectory, targets)")
-    checks.instance("optimizer", optimizer, optax.GradientTransformation, "optax.adam(1e-3)")
+    optimization.checked(optimizer)
     checks.switch("has_aux", has_aux)
+    key = None if key is None else random_key(key)
 
     def step(state: TrainState, batch: tuple[Any, Any]) -> tuple[TrainState, Row]:
         checks.instance("state", state, TrainState, "init_training(network, rule, optimizer)")
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            given = f" of {len(batch)}" if isinstance(batch, tuple | list | dict) else ""
+            given = f"a {type(batch).__name__}"
+            if isinstance(batch, tuple | list | dict):
+                given += f" of {len(batch)}"
+            elif hasattr(batch, "shape"):
+                given = f"an array of shape {batch.shape}"
             raise TypeError(
-                f"a batch is a {type(batch).__name__}{given}, but training_step takes "
-                f"(inputs, targets): targets may be any pytree, such as a dictionary"
+                f"a batch is {given}, but training_step takes (inputs, targets), and fit many of "
+                f"them: targets may be any pytree, such as a dictionary"
             )
         inputs, targets = batch
+        if not hasattr(inputs, "shape"):
+            raise TypeError(
+                f"the inputs of a batch are a {type(inputs).__name__}: write np.asarray(inputs)"
+            )
         if key is None and any(layer.dropout is not None for layer in state.network.layers):
             raise ValueError(
                 "a layer has dropout, which needs a random key: "
@@ -91,13 +101,15 @@ def training_step(
         value, aux = value if has_aux else (value, {})
         if not isinstance(aux, dict):
             raise TypeError(f"aux is a {type(aux).__name__}, but must be a dictionary of numbers")
-        with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
-            updates, opt_state = optimizer.update(
-                gradients,  # pyright: ignore[reportArgumentType]
-                state.optimizer,
-                eqx.filter(state.network, trainable),  # pyright: ignore[reportArgumentType]
-            )
-            network, rule = apply_updates(state.network, updates, state.rule)
+        network, rule, opt_state = optimization.update(
+            optimizer,
+            state.network,
+            state.rule,
+            gradients,
+            state.optimizer,
+            trainable=trainable,
+            value=value,
+        )
         state = TrainState(network, rule, opt_state, state.iteration + 1)
         return state, merged({"loss": value}, aux)
 
@@ -161,6 +173,14 @@ def fit(
     Warns of what is not recorded, and of a run that was begun with other settings.
     """
     checks.function("step", step, "training_step(loss, optimizer)")
+    if evaluate is not None:
+        checks.function("evaluate", evaluate, "a function of (state, iteration)")
+    if stop is not None:
+        checks.function("stop", stop, "a function of a row")
+    checks.instance("callbacks", callbacks, Sequence, "callbacks=[function]")
+    for callback in callbacks:
+        checks.function("callback", callback, "a function of (iteration, state, row)")
+    checks.switch("progress", progress)
     for name, value in {
         "iterations": iterations,
         "evaluate_every": evaluate_every,
@@ -286,7 +306,7 @@ def _compiled(step: Step) -> Step:
         if found is not None:
             raise TypeError(
                 f"step turns {found[0] or 'no leaf'} of the state into {found[1] or 'no leaf'}: "
-                f"leaves must stay, with their shape and dtype"
+                f"leaves must stay, with their shape and dtype (a number that changes is an array)"
             )
         return _strongly_typed(after), info
 

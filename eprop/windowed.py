@@ -5,21 +5,24 @@ its first step. What leaves it are the old vectors, led through the window by th
 its last hidden variables (unit signals of the reverse pass), and what has arrived in it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from .cells import Port, hidden_variables
 from .common_vectors import CommonVector, common_traces, lead_common
 from .compiled import compiled
 from .constant_traces import ConstantTraces, collect_constants, lead_constants
+from .kernels import Events, event_traces
 from .layer import Layer
 from .record import Block, whole_run
 from .replay import neurons_of
 from .reverse import reverse
 from .sequences import Blocks, leaky_filter, scan_blocks
-from .signals import LayerGradients, Signals, UnitSignal
+from .signals import CreditSignal, LayerGradients, Signals, UnitSignal
 from .synapses import AbstractSynapses
 from .traces import (
     Credit,
@@ -51,9 +54,9 @@ def window_gradients(
     commons = [common_traces(cell) for cell in layer.neurons.cells]
     units, unit_of = _unit_signals(layer, commons, signals.error.shape[1], fading)
     on_z = len(units) - 1
-    credit_error = nothing[None] if signals.credit is None else signals.credit.error
-    credit_error = leaky_filter(credit_error, kappa, nothing, reverse=True)
+    credit_error = None
     if signals.credit is not None:  # what F is of, as one more function of the spikes
+        credit_error = leaky_filter(signals.credit.error, kappa, nothing, reverse=True)
         units.append(UnitSignal(gain * credit_error @ b.T, units[on_z].at_end))
     result = reverse(
         layer,
@@ -64,11 +67,21 @@ def window_gradients(
         units=units,
     )
 
-    start, below, as_recorded = whole_run(blocks)
-    fast = compiled(layer, len(error)) if as_recorded.dtype == bool else None
-    spikes = as_recorded.astype(layer.dtype)
-    pre = layer.presynaptic(start, below, spikes)
-    faded = kappa ** len(error)
+    start, below, spikes = whole_run(blocks)
+    fast = compiled(layer, len(error)) if spikes.dtype == bool else None
+    pre = layer.presynaptic(start, below, spikes.astype(layer.dtype))
+    n_steps, batch = signals.error.shape[:2]
+    faded = kappa**n_steps
+
+    def weighted(kind: str, weights: Float[np.ndarray, "time m"]) -> Float[Array, "batch n_pre m"]:
+        """Σ_t (what synapses have seen) · weights_t."""
+        by_time = jnp.asarray(weights, layer.dtype)
+        if fast is None or kind != "dense":
+            return jnp.einsum("tbi,tm->bim", pre[kind], by_time)
+        shape = (n_steps, batch, weights.shape[1])
+        nothing = jnp.zeros((batch, pre[kind].shape[-1], weights.shape[1]), layer.dtype)
+        by_time = jnp.broadcast_to(by_time[:, None], shape)
+        return fast.arrived(start, below, spikes, by_time, nothing)
 
     def before(synapses: AbstractSynapses, port: Port, old: PortTraces) -> Array:
         """What the signals of the window make of the traces from before it."""
@@ -86,7 +99,7 @@ def window_gradients(
         r = result.unit_currents[unit][..., port.columns]
         led = sum_of_products(of_port, vectors)
         if fast is not None and kind == "dense":
-            return fast.arrived(start, below, as_recorded, r, led)
+            return fast.arrived(start, below, spikes, r, led)
         return led + _arrived(synapses, port, pre[kind], r)
 
     def after(kind: str, synapses: AbstractSynapses, port: Port, old: PortTraces) -> PortTraces:
@@ -94,27 +107,28 @@ def window_gradients(
         here = (kind, synapses, port, old)
         common = commons[port.population][port.current]
         units_here = unit_of[port.population]
-        leading = lead_common(common, old.vectors, pre[kind])
+        leading = lead_common(common, old.vectors, n_steps, functools.partial(weighted, kind))
         new = [lead(units_here[k], *here) if x is None else x for k, x in enumerate(leading)]
         return PortTraces(new, faded * old.filtered + lead(on_z, *here))
 
-    def credit_after(old: Credit, decay: float) -> Credit:
-        """F at the end of the window."""
-        error_before = kappa * credit_error[0]
-        on_filtered = error_before @ b.T
+    def credit_after(old: Credit, signal: CreditSignal, error: Array) -> Credit:
+        """F at the end of the window; `error` is the signal's, led back through the leak."""
+        before = kappa * error[0]  # of the readout before the first step, [batch, n_out]
+        on_filtered = before @ b.T
 
         def of_port(kind: str, synapses: AbstractSynapses, i: int, port: Port) -> Array:
-            of_past = traces.synapses[kind][i]
-            before = on_filtered[:, None, port.neurons] * of_past.filtered
-            return decay * old.synapses[kind][i] + before + lead(-1, kind, synapses, port, of_past)
+            past = traces.synapses[kind][i]
+            led = on_filtered[:, None, port.neurons] * past.filtered
+            led = led + lead(on_z + 1, kind, synapses, port, past)
+            return signal.decay * old.synapses[kind][i] + led
 
         of_synapses = {
             kind: [of_port(kind, synapses, *port) for port in enumerate(layer.neurons.ports)]
             for kind, synapses in layer.synapses.items()
         }
-        before = traces.spikes[:, :, None] * error_before[:, None]
-        arrived = jnp.einsum("tbj,tbk->bjk", spikes, gain * credit_error)
-        return Credit(of_synapses, decay * old.readout + before + arrived)
+        led = traces.spikes[:, :, None] * before[:, None]
+        led = led + jnp.einsum("tbj,tbk->bjk", spikes.astype(layer.dtype), gain * error)
+        return Credit(of_synapses, signal.decay * old.readout + led)
 
     weights, new_traces = {}, {}
     for kind, synapses in layer.synapses.items():
@@ -134,10 +148,10 @@ def window_gradients(
     after_window = LayerTraces(
         new_traces,
         _constants_after(layer, w, blocks, traces.constants, kappa, gain),
-        faded * traces.spikes + jnp.tensordot(fading, spikes, 1),
+        faded * traces.spikes + _faded_spikes(fading, spikes, is_compiled=fast is not None),
     )
-    if traces.credit is not None and signals.credit is not None:
-        credit = credit_after(traces.credit, signals.credit.decay)
+    if traces.credit is not None and signals.credit is not None and credit_error is not None:
+        credit = credit_after(traces.credit, signals.credit, credit_error)
         after_window = after_window._replace(credit=credit)
     return after_window, LayerGradients(weights, constants, readout)
 
@@ -187,6 +201,17 @@ def _arrived(
         return total + seen(pre_t) * r_t[:, None], None
 
     return jax.lax.scan(add, jnp.zeros((batch, fan_in, width), r.dtype), (pre, r))[0]
+
+
+def _faded_spikes(
+    fading: Float[Array, " time"], spikes: Shaped[Array, "time batch n"], *, is_compiled: bool
+) -> Float[Array, "batch n"]:
+    """Σ_t fading_t z_t."""
+    if not is_compiled:
+        return jnp.tensordot(fading, spikes.astype(fading.dtype), 1)
+    by_time = jnp.broadcast_to(fading[:, None, None], (*spikes.shape[:2], 1))
+    nothing = jnp.zeros((*spikes.shape[1:], 1), fading.dtype)
+    return event_traces(Events(spikes), by_time, 0, nothing)[..., 0]
 
 
 def _constants_after(

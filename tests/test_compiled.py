@@ -380,3 +380,25 @@ def test_negative_control(monkeypatch):
     network = make(cell())
     fast, plain = on_both(eprop.value_and_grad(loss, eprop.EProp()), network, INPUTS, TARGETS)
     assert relative_error(fast[1].w_rec, plain[1].w_rec) > 1e-3
+
+
+class TestDelaysBetweenChunks:
+    """What is under way when a chunk of booleans begins."""
+
+    def run(self, first):
+        network = eprop.Network(
+            eprop.LIF(N, v_th=0.3), n_in=3, n_out=1, delay_in=2.0, key=jax.random.key(0)
+        )
+        spikes = jax.random.bernoulli(jax.random.key(1), 0.5, (6, 2, 3))
+        state, _ = network.run(network.init(2), first(spikes))
+        return network.run(state, spikes)[1]
+
+    def test_numbers_that_are_0_or_1_are_spikes(self):
+        as_numbers = self.run(lambda x: x.astype(float))
+        as_booleans = self.run(lambda x: x)
+        assert as_numbers.spikes.any()
+        np.testing.assert_array_equal(as_numbers.spikes, as_booleans.spikes)
+
+    def test_others_are_refused(self):
+        with pytest.raises(RuntimeError, match="give all of them as numbers"):
+            self.run(lambda x: 0.5 * x.astype(float))

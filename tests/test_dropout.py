@@ -208,7 +208,7 @@ def test_keys_side_by_side():
         "negative": (lambda: eprop.Dropout(-0.1), ValueError, ["rate = -0.1", "at least 0"]),
         "all": (lambda: eprop.Dropout(1.0), ValueError, ["rate = 1.0", "less than 1"]),
         "NaN": (lambda: eprop.Dropout(np.nan), ValueError, ["rate = nan"]),
-        "switch": (lambda: eprop.Dropout(True), ValueError, ["rate = True"]),
+        "switch": (lambda: eprop.Dropout(True), TypeError, ["rate = True"]),
         "per step": (
             lambda: eprop.Dropout(0.1, per_step=1),
             TypeError,

@@ -53,9 +53,9 @@ def lif(**changes):
         "no neurons": (lambda: eprop.LIF(0), ValueError, ["n = 0", "at least 1"]),
         "half a neuron": (lambda: eprop.LIF(1.5), ValueError, ["n = 1.5", "whole number"]),
         "surrogate": (lif(surrogate=eprop.Triangular), TypeError, ["surrogate", "Triangular()"]),
-        "gamma": (lambda: eprop.Triangular(-0.3), ValueError, ["gamma = -0.3", "positive"]),
-        "width": (lambda: eprop.Arctan(width=0.0), ValueError, ["width = 0.0", "positive"]),
-        "NaN gamma": (lambda: eprop.Exponential(np.nan), ValueError, ["gamma = nan", "positive"]),
+        "gamma": (lambda: eprop.Triangular(-0.3), ValueError, ["gamma = -0.3", "greater than 0"]),
+        "width": (lambda: eprop.Arctan(width=0.0), ValueError, ["width = 0.0", "greater than 0"]),
+        "NaN gamma": (lambda: eprop.Exponential(np.nan), ValueError, ["gamma = nan", "finite"]),
         "traced steps": (
             lambda: jax.jit(lambda n: eprop.LIF(3, n_refractory=n).init(1))(2),
             TypeError,

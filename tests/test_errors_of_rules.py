@@ -115,9 +115,11 @@ class TestRules:
     def test_feedback_matrix(self, feedback, given, error, parts):
         assert_raises(lambda: feedback(given), error, parts)
 
-    @pytest.mark.parametrize("decay", [1.0, -0.1, np.nan])
-    def test_decay(self, decay):
+    @pytest.mark.parametrize(
+        ("decay", "needed"), [(1.0, "less than 1"), (-0.1, "at least 0"), (np.nan, "finite")]
+    )
+    def test_decay(self, decay, needed):
         def function():
             return eprop.AdaptiveFeedback(B, decay=decay)
 
-        assert_raises(function, ValueError, [f"decay = {decay}", "at least 0 and less than 1"])
+        assert_raises(function, ValueError, [f"decay = {decay}", needed])

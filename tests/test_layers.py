@@ -7,8 +7,8 @@ import pytest
 
 ENGINE = Path(__file__).parent.parent / "eprop"
 LEVELS = [
-    {"checks", "structure", "sequences", "delays", "running_rates"},
-    {"files", "dropout", "environments", "losses", "loops", "surrogate", "weights"},
+    {"checks", "structure", "sequences", "loops", "delays", "running_rates"},
+    {"files", "dropout", "environments", "losses", "surrogate", "weights"},
     {"checkpoints", "rows", "cells.abstract", "cells.constants", "synapses.abstract"},
     {"cells.contract", "cells.membrane", "cells.leaky_tanh", "cells.lstm"},
     {"cells.lif", "cells.alif", "cells.current_lif", "cells.populations"},
@@ -18,6 +18,7 @@ LEVELS = [
     {"kernels.language"},
     {"kernels.call", "kernels.scalar"},
     {"kernels.events", "kernels.equations"},
+    {"kernels.arguments", "kernels.population"},
     {"kernels.neurons"},
     {"kernels"},
     {"layer", "common_vectors"},
@@ -30,7 +31,7 @@ LEVELS = [
     {"evaluation"},
     {"adjoint"},
     {"rules"},
-    {"diagnostics", "pieces", "keeping", "credit"},
+    {"diagnostics", "pieces", "keeping", "optimization", "credit"},
     {"decisions"},
     {"training", "streaming", "online", "rewards"},
     {""},
@@ -155,7 +156,8 @@ def test_tasks_import_nothing_of_the_engine(module):
 @pytest.mark.parametrize("module", PATHS)
 def test_the_engine_imports_no_tasks_and_no_experiments(module):
     names = set(imported(PATHS[module]))
-    may = {"training": ["optax", "tqdm"], "online": ["optax"], "rewards": ["optax"]}.get(module, [])
+    optimising = {"online", "optimization", "rewards", "training"}
+    may = (["optax"] if module in optimising else []) + ["tqdm"] * (module == "training")
     libraries = {"matplotlib", "optax", "tqdm"}.difference(may)
     forbidden = ["eprop.tasks", "experiments", "figures", "tests", *libraries]
     assert not [name for name in names if name.startswith(tuple(forbidden))]

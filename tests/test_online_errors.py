@@ -197,22 +197,22 @@ BAD_STATES = {
     "size": (
         lambda: learner_of(other_network(6, n_in=4)).init(BATCH),
         ValueError,
-        ["another network", "network.layers[0].below.weights", "(4, 6)", "(3, 6)"],
+        ["another learner", "network.layers.0.below.weights of", "(4, 6)", "(3, 6)"],
     ),
     "cell": (
         lambda: learner_of(other_cells()).init(BATCH),
         ValueError,
-        ["another network", "structure"],
+        ["another learner", "network.layers.0.neurons.cells.0.", " there, "],
     ),
     "optimizer": (
         lambda: learner_of(optimizer=optax.adam(1e-3)).init(BATCH),
         ValueError,
-        ["another learner", "optimizer"],
+        ["another learner", "optimizer.0 = optax", "ScaleByAdamState there"],
     ),
     "feedback": (
         lambda: learner_of(rule=eprop.EProp(eprop.RandomFeedback(CASE.b))).init(BATCH),
         ValueError,
-        ["another learner", "feedback"],
+        ["another learner", "feedback = eprop", "RandomFeedback there, ", "Symmetric"],
     ),
     "batch": (lambda: learner_of().init(5), ValueError, ["of 2 examples", "is of 5"]),
     "amid an update": (

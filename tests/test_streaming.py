@@ -191,7 +191,7 @@ class TestErrors:
     )
     def test_targets_without_a_time_axis(self, targets, parts):
         inputs, _ = self.piece()
-        parts = [*parts, "leading time axis of 20", "window=16", "EProp(window=None)"]
+        parts = [*parts, "leading time axis of 20", "value_and_grad(loss, EProp())"]
         assert_raises(self.evaluate((inputs, targets)), ValueError, parts)
 
     def test_another_width(self):

@@ -511,7 +511,7 @@ class TestBatches:
         {
             "dict": ({"inputs": INPUTS, "targets": TARGETS}, TypeError, ["a dict of 2"]),
             "three": ((INPUTS, TARGETS, TARGETS), TypeError, ["a tuple of 3"]),
-            "inputs alone": (INPUTS, TypeError, ["ndarray", "(inputs, targets)"]),
+            "inputs alone": (INPUTS, TypeError, ["an array of shape (2, 1, 1)"]),
         }
     )
     @pytest.mark.usefixtures("as_a_user_has_it")

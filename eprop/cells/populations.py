@@ -44,6 +44,8 @@ class Populations(eqx.Module):
         cell that breaks the contract of `AbstractCell` (see `check_cell`).
         """
         given: tuple[Any, ...] = tuple(cells) if isinstance(cells, list | tuple) else (cells,)
+        if not given:
+            raise ValueError("there is no cell: give one, or several, such as [LIF(50), ALIF(50)]")
         self.cells = tuple(checks.instance("cell", x, AbstractCell, "LIF(n)") for x in given)
         for cell in self.cells:
             check_cell(cell)

@@ -1,11 +1,11 @@
 """Loops over time, neurons and events, written once and compiled for each kind of cell."""
 
+from .arguments import Cotangents as Cotangents
+from .arguments import Drive as Drive
 from .events import Events as Events
 from .events import event_currents as event_currents
 from .events import event_product as event_product
 from .events import event_traces as event_traces
-from .neurons import Cotangents as Cotangents
-from .neurons import Drive as Drive
 from .neurons import Neurons as Neurons
 from .neurons import neurons_of as neurons_of
 from .scalar import NotTranslatable as NotTranslatable

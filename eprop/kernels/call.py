@@ -193,7 +193,7 @@ define internal void @forget(ptr %api, ptr %error) {{
 
 ; Memory for scratch arrays. What a call gives back waits in a slot for the next: asking the system
 ; for it each time would take longer than what it is needed for. Its size is written before it.
-define internal noalias ptr @take(ptr %slots, i64 %bytes) noinline {{
+define internal noalias align 64 ptr @take(ptr %slots, i64 %bytes) noinline {{
   br label %look
 look:
   %i = phi i64 [ 0, %0 ], [ %i.next, %next ]
@@ -213,8 +213,9 @@ small:
   call void @free(ptr %found)
   br label %new
 new:
-  %all = add i64 %bytes, 64
-  %fresh = call ptr @malloc(i64 %all)
+  %all = add i64 %bytes, 127
+  %lines = and i64 %all, -64
+  %fresh = call ptr @aligned_alloc(i64 64, i64 %lines)
   store i64 %bytes, ptr %fresh
   br label %end
 end:
@@ -245,6 +246,7 @@ end:
 
 declare i64 @llvm.smin.i64(i64, i64)
 declare ptr @malloc(i64)
+declare ptr @aligned_alloc(i64, i64)
 declare void @free(ptr)
 declare i32 @sched_yield()
 """

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -175,7 +175,7 @@ class Needed:
         def of_value(value: Value) -> Value:
             numbers = np.empty(value.numbers.shape, object)
             for index in np.ndindex(numbers.shape):
-                numbers[index] = replaced(value.numbers[index])
+                numbers[index] = replaced(cast(Number, value.numbers[index]))
             return Value(numbers, value.of_neurons)
 
         return [of_value(value) for value in self.values]

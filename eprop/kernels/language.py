@@ -214,7 +214,8 @@ class Code:
         for length in shape:
             n_bytes = n_bytes * length
         slots = ir.GlobalVariable(self.module, SLOTS, f"slots.{len(self._scratch)}")
-        slots.linkage, slots.initializer = "internal", ir.Constant(SLOTS, None)
+        slots.linkage = "internal"
+        slots.initializer = ir.Constant(SLOTS, None)  # pyright: ignore[reportAttributeAccessIssue]
         take = self._external("take", POINTER, POINTER, INDEX)
         take.return_value.add_attribute("noalias")
         self._scratch.append((slots, self.builder.call(take, [slots, n_bytes.value])))
@@ -247,6 +248,11 @@ class Code:
         i.add_incoming(builder.add(i, ir.Constant(INDEX, 1)), builder.block)
         builder.branch(head)
         builder.position_at_end(after)
+
+    def copy(self, x: Array, y: Array) -> None:
+        """A row into another."""
+        with self.loop(x.shape[0]) as j:
+            y[j] = x[j]
 
     @contextlib.contextmanager
     def each_byte(self, word: Number) -> Iterator[Number]:

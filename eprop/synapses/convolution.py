@@ -46,7 +46,7 @@ class Convolution(AbstractSynapses):
 
         Raises `ValueError` or `TypeError` for a kernel that doesn't fit.
         """
-        array = jnp.asarray(weights)
+        array = checks.array("weights", weights)
         if array.ndim != 4:
             raise ValueError(
                 f"weights have shape {array.shape}, but [k_height, k_width, c_in, c_out] is needed"

@@ -42,7 +42,7 @@ class Dense(AbstractSynapses):
 
         Raises `ValueError` or `TypeError` for arrays that don't fit.
         """
-        array = jnp.asarray(weights)
+        array = checks.array("weights", weights)
         if array.ndim != 2:
             raise ValueError(f"weights have shape {array.shape}, but [n_pre, n_post] is needed")
         self.weights = checks.finite("weights", checks.float_array("weights", array, array.shape))
@@ -133,7 +133,7 @@ def presynaptic_signs(signs: ArrayLike, n_pre: int) -> Array:
 
 
 def _mask(mask: Any, shape: tuple[int, ...]) -> Array:
-    array = jnp.asarray(mask)
+    array = checks.array("mask", mask)
     if array.dtype != bool or array.shape != shape:
         raise ValueError(
             f"mask has shape {array.shape} and dtype {array.dtype}, but must be a boolean for each "

@@ -41,7 +41,7 @@ class Sparse(AbstractSynapses):
         Raises `ValueError` or `TypeError` for arrays that don't fit.
         """
         self.n_pre = checks.positive_int("n_pre", n_pre)
-        array, at = jnp.asarray(weights), np.asarray(indices)
+        array, at = checks.array("weights", weights), np.asarray(indices)
         if array.ndim != 2 or at.shape != array.shape or at.dtype.kind not in "iu":
             raise ValueError(
                 f"weights have shape {array.shape} and indices {at.shape} of dtype {at.dtype}: "

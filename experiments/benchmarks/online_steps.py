@@ -232,6 +232,7 @@ def drift(config: Config) -> Iterator[dict[str, Any]]:
     ) -> tuple[tuple[LayerState, Traces, Traces], None]:
         start, single, double = state
         run = layer.unroll(start, x_t[None], layer.effective(), stop_z_gradients=True)
+        assert run.currents is not None
         pre = layer.presynaptic(start, x_t[None], run.spikes)
         pre = {kind: x[0] for kind, x in pre.items()}
         (neurons,) = start.neurons
