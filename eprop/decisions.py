@@ -25,6 +25,7 @@ from .evaluation import (
     init_carry,
     zero_gradients,
 )
+from .learner_state import restarted
 from .network import Network, by_layer
 from .record import Block, block_steps
 from .running_rates import RatePenalty, RunningRates, follow
@@ -85,13 +86,6 @@ class ActorCritic(NamedTuple):
 def written(kept: Any, now: Any, index: Int[Array, ""]) -> Any:
     """`kept` with what there is now of one decision."""
     return jax.tree.map(lambda into, x: into.at[index].set(x), kept, now)
-
-
-def restarted(fresh: Any, old: Any, which: Bool[Array, " batch"]) -> Any:
-    """With some examples as they are when fresh; all arrays have a leading axis of examples."""
-    return jax.tree.map(
-        lambda x, y: jnp.where(which.reshape(-1, *[1] * (y.ndim - 1)), x, y), fresh, old
-    )
 
 
 def init_course(network: Network, batch: int) -> Course:

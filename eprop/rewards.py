@@ -10,85 +10,24 @@ Source: Bellec et al. 2020, Methods, "reward-based e-prop". It is the gradient o
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, Shaped, UInt
+from jaxtyping import Array, ArrayLike, Int, PRNGKeyArray
 
-from . import checks, loops, optimization
-from .decisions import (
-    ActorCritic,
-    Course,
-    Decided,
-    Outcome,
-    Response,
-    gradients_of,
-    init_course,
-    respond,
-    restarted,
-    written,
-)
-from .environments import TRANSITION_AXES, AbstractEnvironment, Situation
-from .evaluation import as_network
+from . import acting, checks, learner_state, optimization
+from .acting import Played, RewardInfo, RewardState
+from .decisions import ActorCritic, Decided, Outcome, init_course
+from .environments import AbstractEnvironment, Situation
 from .layer import trained_constants
 from .network import Network
 from .rules import EProp
-from .running_rates import RatePenalty, RunningRates, start_rates
-from .trajectory import NetworkState
-
-
-class RewardState(NamedTuple):
-    """All that a `RewardLearner` carries, one pytree: save it, and learning can go on from it."""
-
-    network: Network
-    rule: EProp
-    neurons: NetworkState
-    course: Course
-    """Eligibility traces and F, as they were at the last update."""
-    decided: Decided
-    outcomes: Outcome
-    n_recorded: Int[Array, ""]
-    """Decisions since the last update whose rewards are known."""
-    has_acted: Bool[Array, ""]
-    """Whether there is one more, whose reward is not."""
-    optimizer: optax.OptState
-    rates: RunningRates
-    n_decisions: UInt[Array, ""]
-    """Decisions made, of each example; after 2³² it starts again from 0."""
-    key: PRNGKeyArray
-    """What is drawn for decision t comes from `jax.random.fold_in(key, t)`."""
-
-
-class RewardInfo(NamedTuple):
-    """What one may want to look at, of a decision."""
-
-    outputs: Float[Array, "batch n_out"]
-    """Those it was made by; the last one is its value, if there is a critic."""
-    entropy: Float[Array, " batch"]
-    """Of its policy, in nats."""
-    rates: Float[Array, " n"]
-    """Running average of the firing rates in Hz."""
-
-
-class Played(NamedTuple):
-    """What happened in a rollout, by decision."""
-
-    actions: Int[Array, "decision batch"]
-    rewards: Float[Array, "decision batch"]
-    terminated: Bool[Array, "decision batch"]
-    truncated: Bool[Array, "decision batch"]
-    info: RewardInfo
-
-
-class Learned(NamedTuple):
-    """What must be finite."""
-
-    network: Network
+from .running_rates import RatePenalty, start_rates
+from .weights import random_key
 
 
 class RewardLearner(eqx.Module):
@@ -119,12 +58,14 @@ class RewardLearner(eqx.Module):
     rate_penalty: RatePenalty | None = eqx.field(static=True)
     tau_rate: float = eqx.field(static=True)
     trainable: Any = eqx.field(static=True)
+    kinds: Any = eqx.field(static=True)
+    """What a state of this learner is like."""
 
     def __init__(
         self,
         network: Network,
         rule: EProp,
-        optimizer: optax.GradientTransformation,
+        optimizer: optax.GradientTransformation | optax.MultiSteps,
         *,
         discount: float,
         steps: int = 1,
@@ -152,21 +93,15 @@ class RewardLearner(eqx.Module):
         """
         self.network = checks.instance("network", network, Network, "Network(cell, ...)")
         self.rule = checks.instance("rule", rule, EProp, "EProp(): BPTT can't learn online")
-        self.optimizer = checks.instance(
-            "optimizer", optimizer, optax.GradientTransformation, "optax.adam(1e-3)"
-        )
+        self.optimizer = optimization.checked(optimizer)
         self.discount = checks.between("discount", discount, 0, 1)
         self.steps = checks.positive_int("steps", steps)
         self.update_every = checks.positive_int("update_every", update_every)
-        if value_weight is not None:
-            value_weight = checks.not_negative("value_weight", value_weight)
-        self.value_weight = value_weight
+        self.value_weight = (
+            None if value_weight is None else checks.not_negative("value_weight", value_weight)
+        )
         self.entropy_weight = checks.not_negative("entropy_weight", entropy_weight)
-        if rate_penalty is not None:
-            checks.instance("rate_penalty", rate_penalty, RatePenalty, "RatePenalty(10.0, 1.0)")
-            for name, value in rate_penalty._asdict().items():
-                checks.not_negative(f"rate_penalty.{name}", value)
-        self.rate_penalty = rate_penalty
+        self.rate_penalty = learner_state.checked_penalty(rate_penalty)
         self.tau_rate = checks.duration("tau_rate", tau_rate)
         self.trainable = trainable
         if self.n_actions < 1:
@@ -180,8 +115,10 @@ class RewardLearner(eqx.Module):
                 f"EProp(feedback), and update_every for how many"
             )
         rule.feedback.matrix(network)  # its errors come now
-        layers = self._part(network).layers
-        if any(jax.tree.leaves(trained_constants(layer)) for layer in layers):
+        of_optimizer = jax.eval_shape(self.optimizer.init, self._part(network))
+        self.kinds = learner_state.kinds(network, rule, of_optimizer)
+        of_layers = map(trained_constants, self._part(network).layers)
+        if jax.tree.leaves(list(of_layers)):
             raise ValueError(
                 "the constants of the network's cells would be trained, which rewards can't do "
                 "online: give numbers in place of arrays, or leave them out of `trainable`, or "
@@ -211,7 +148,7 @@ class RewardLearner(eqx.Module):
         neurons, zeros = network.init(batch), jnp.zeros((n, batch), network.dtype)
         rates = start_rates(network.n, network.dtype)
         x = jnp.zeros((self.steps, batch, network.n_in), dtype)
-        run = jax.eval_shape(functools.partial(_run, self), network, neurons, rates, x)
+        run = jax.eval_shape(functools.partial(acting.respond_to, self), network, neurons, rates, x)
         blocks, penalties, outputs = jax.tree.map(
             lambda x: jnp.zeros((n, *x.shape), x.dtype),
             (run.blocks, run.penalties, run.neurons.outputs),
@@ -229,7 +166,7 @@ class RewardLearner(eqx.Module):
             optimizer=self.optimizer.init(self._part(network)),
             rates=rates,
             n_decisions=jnp.zeros((), jnp.uint32),
-            key=jax.random.key(0) if key is None else key,
+            key=jax.random.key(0) if key is None else random_key(key),
         )
 
     def act(self, state: RewardState, x: ArrayLike) -> tuple[RewardState, Int[Array, " batch"]]:
@@ -237,11 +174,11 @@ class RewardLearner(eqx.Module):
 
         Raises `ValueError` or `TypeError` for a state or x that don't fit, or with NaN in it.
         """
-        batch = self._batch_of(state)
+        state, batch = self._fitting(state)
         if _is_true(state.has_acted):
             raise ValueError("act was called twice: call learn with what the actions came to")
         x = self._checked_x("x", x, state, batch)
-        return _act(self, state, x)
+        return acting.act(self, state, x)
 
     def learn(
         self,
@@ -269,7 +206,7 @@ class RewardLearner(eqx.Module):
         `FloatingPointError` if a weight comes out as NaN or infinite. The state given is as it was,
         whatever happens.
         """
-        batch = self._batch_of(state)
+        state, batch = self._fitting(state)
         if not isinstance(state.has_acted, jax.core.Tracer) and not state.has_acted:
             raise ValueError("learn comes after act: there is no action whose reward this could be")
         counts = jnp.ones(batch, bool) if counts is None else counts
@@ -292,7 +229,7 @@ class RewardLearner(eqx.Module):
             if _is_true((truncated & ~terminated & counts).any()):
                 raise ValueError(message)
             heard = eqx.error_if(heard, (truncated & ~terminated & counts).any(), message)
-        state_after, info = _learn(self, state, heard, terminated, truncated, after, counts)
+        state_after, info = acting.learn(self, state, heard, terminated, truncated, after, counts)
         return self._settled(state_after), info
 
     def rollout(
@@ -315,11 +252,11 @@ class RewardLearner(eqx.Module):
             "environment", environment, AbstractEnvironment, "a subclass of AbstractEnvironment"
         )
         checks.instance("situation", situation, Situation, "environments.reset(environment, batch)")
-        batch = self._batch_of(state)
+        state, batch = self._fitting(state)
         if _is_true(state.has_acted):
             raise ValueError("act was called: call learn with what the actions came to, first")
         self._checked_x("situation.x", situation.x, state, batch)
-        state, situation, played = _rollout(self, state, environment, situation, n_decisions)
+        state, situation, played = acting.rollout(self, state, environment, situation, n_decisions)
         if not isinstance(played.rewards, jax.core.Tracer):
             checks.finite("the environment's rewards", played.rewards)
         return self._settled(state), situation, played
@@ -327,28 +264,16 @@ class RewardLearner(eqx.Module):
     def _part(self, network: Network) -> Any:
         return eqx.filter(network, self.trainable)
 
-    def _batch_of(self, state: RewardState) -> int:
-        """The number of examples, of a state of this learner."""
+    def _fitting(self, state: RewardState) -> tuple[RewardState, int]:
+        """The state, if it is this learner's, and the number of its examples."""
         checks.instance("state", state, RewardState, "learner.init(batch)")
-        for name, mine, given in [
-            ("network", self.network, state.network),
-            ("feedback", self.rule.feedback, state.rule.feedback),
-        ]:
-            shapes = [
-                (jax.tree.structure(x), [jnp.shape(leaf) for leaf in jax.tree.leaves(x)])
-                for x in (mine, given)
-            ]
-            if shapes[0] != shapes[1]:
-                raise ValueError(
-                    f"the state is of another learner: its {name} has other arrays or constants, "
-                    f"of shapes {shapes[1][1]}, this learner's {shapes[0][1]}"
-                )
+        state = learner_state.fitting(state, self.kinds, self.init)
         if len(state.outcomes.rewards) != self.update_every:
             raise ValueError(
                 f"the state is of a learner with update_every = {len(state.outcomes.rewards)}, "
                 f"this one's is {self.update_every}"
             )
-        return len(state.course.surprise)
+        return state, len(state.course.surprise)
 
     def _checked_x(self, name: str, x: ArrayLike, state: RewardState, batch: int) -> Array:
         array = checks.sequence(name, x, self.network.n_in, self.network.dtype)
@@ -367,145 +292,13 @@ class RewardLearner(eqx.Module):
 
     def _settled(self, state: RewardState) -> RewardState:
         """The new state; `FloatingPointError` if its weights are not finite."""
-        learned = Learned(self._part(state.network))
-        for path, x in jax.tree_util.tree_leaves_with_path(learned):
-            if not isinstance(x, jax.core.Tracer) and not np.isfinite(x).all():
-                raise FloatingPointError(
-                    f"{jax.tree_util.keystr(path, simple=True, separator='.')} is NaN or infinite "
-                    f"after decision {int(state.n_decisions)}; the state from before this call is "
-                    f"as it was"
-                )
+        found = learner_state.first_not_finite({"network": self._part(state.network)})
+        if found is not None:
+            raise FloatingPointError(
+                f"{found[0]} is NaN or infinite after decision {int(state.n_decisions)}; the state "
+                f"from before this call is as it was"
+            )
         return state
-
-
-def _run(
-    learner: RewardLearner,
-    network: Network,
-    neurons: NetworkState,
-    rates: RunningRates,
-    x: Shaped[Array, "steps batch n_in"],
-) -> Response:
-    return respond(network, neurons, rates, x, learner.rate_penalty, learner.tau_rate)
-
-
-@eqx.filter_jit
-def _act(learner: RewardLearner, state: RewardState, x: Array) -> tuple[RewardState, Array]:
-    run = _run(learner, state.network, state.neurons, state.rates, x)
-    outputs = run.neurons.outputs
-    key = jax.random.fold_in(jax.random.fold_in(state.key, state.n_decisions), 0)
-    actions = jax.random.categorical(key, outputs[:, : learner.n_actions]).astype(jnp.int32)
-    now = Decided(run.blocks, run.penalties, outputs, actions)
-    state = state._replace(
-        neurons=run.neurons,
-        rates=run.rates,
-        decided=written(state.decided, now, state.n_recorded),
-        has_acted=jnp.ones((), bool),
-    )
-    return state, actions
-
-
-@eqx.filter_jit
-def _learn(
-    learner: RewardLearner,
-    state: RewardState,
-    rewards: Array,
-    terminated: Array,
-    truncated: Array,
-    after: Array | None,
-    counts: Array,
-) -> tuple[RewardState, RewardInfo]:
-    final_values = jnp.zeros_like(rewards)
-    if after is not None and learner.value_weight is not None:
-
-        def value(neurons: NetworkState) -> Array:
-            run = _run(learner, state.network, neurons, state.rates, after)
-            return run.neurons.outputs[:, -1]
-
-        is_cut = (truncated & ~terminated & counts).any()
-        final_values = jax.lax.cond(is_cut, value, lambda _: final_values, state.neurons)
-    now = Outcome(rewards, terminated, truncated, counts, final_values)
-    outputs = state.decided.outputs[state.n_recorded]
-    fresh = state.network.init(len(rewards))
-    state = state._replace(
-        neurons=restarted(fresh, state.neurons, now.at_rest_after),
-        outcomes=written(state.outcomes, now, state.n_recorded),
-        n_recorded=state.n_recorded + 1,
-        has_acted=jnp.zeros((), bool),
-        n_decisions=state.n_decisions + jnp.uint32(1),
-    )
-    is_due = state.n_recorded >= learner.update_every
-    state, _ = loops.cond(
-        is_due, lambda x, _: (_update(learner, x), None), lambda x, _: (x, None), state, None
-    )
-    log_policy = jax.nn.log_softmax(outputs[:, : learner.n_actions])
-    entropy = -jnp.sum(jnp.exp(log_policy) * log_policy, axis=-1)
-    return state, RewardInfo(outputs, entropy, state.rates.rates)
-
-
-def _update(learner: RewardLearner, state: RewardState) -> RewardState:
-    """The weights after the optimiser's update by the decisions since the last one."""
-    b = state.rule.feedback.matrix(state.network)
-    course, gradients = gradients_of(
-        learner.goal, state.network, b, state.course, state.decided, state.outcomes, learner.steps
-    )
-    part = learner._part(state.network)
-    kept = jax.tree.map(lambda x: x is not None, part, is_leaf=lambda x: x is None)
-    network, rule, optimizer = optimization.update(
-        learner.optimizer,
-        state.network,
-        state.rule,
-        eqx.filter(as_network(state.network, gradients), kept),
-        state.optimizer,
-        trainable=learner.trainable,
-        value=jnp.zeros((), state.network.dtype),
-    )
-    return state._replace(
-        network=network,
-        rule=rule,
-        optimizer=optimizer,
-        course=course,
-        n_recorded=jnp.zeros_like(state.n_recorded),
-    )
-
-
-@eqx.filter_jit
-def _rollout(
-    learner: RewardLearner,
-    state: RewardState,
-    environment: AbstractEnvironment,
-    situation: Situation,
-    n_decisions: int,
-) -> tuple[RewardState, Situation, Played]:
-    batch = state.outcomes.rewards.shape[1]
-
-    def decision(both: tuple[RewardState, Situation], _: Array):
-        state, situation = both
-        keys = jax.random.fold_in(jax.random.fold_in(state.key, state.n_decisions), 1)
-        of_step, of_reset = jax.random.split(keys, (2, batch))
-        state, actions = _act(learner, state, situation.x)
-        found = jax.vmap(environment.step, out_axes=TRANSITION_AXES)(
-            situation.state, actions, of_step
-        )
-        rewards = found.reward.astype(learner.network.dtype)
-        state, info = _learn(
-            learner,
-            state,
-            rewards,
-            found.terminated,
-            found.truncated,
-            found.x,
-            jnp.ones(batch, bool),
-        )
-        fresh, x = jax.vmap(environment.reset, out_axes=(0, 1))(of_reset)
-        ended = found.terminated | found.truncated
-        situation = Situation(
-            restarted(fresh, found.state, ended), jnp.where(ended[None, :, None], x, found.x)
-        )
-        played = Played(actions, rewards, found.terminated, found.truncated, info)
-        return (state, situation), played
-
-    (state, situation), played = loops.scan(decision, (state, situation), jnp.arange(n_decisions))
-    return state, situation, played
 
 
 def _booleans(name: str, value: ArrayLike, batch: int) -> Array:

@@ -32,7 +32,9 @@ LEVELS = [
     {"adjoint"},
     {"rules"},
     {"diagnostics", "pieces", "keeping", "optimization", "credit"},
+    {"learner_state"},
     {"decisions"},
+    {"acting"},
     {"training", "streaming", "online", "rewards"},
     {""},
 ]
@@ -156,7 +158,7 @@ def test_tasks_import_nothing_of_the_engine(module):
 @pytest.mark.parametrize("module", PATHS)
 def test_the_engine_imports_no_tasks_and_no_experiments(module):
     names = set(imported(PATHS[module]))
-    optimising = {"online", "optimization", "rewards", "training"}
+    optimising = {"acting", "learner_state", "online", "optimization", "rewards", "training"}
     may = (["optax"] if module in optimising else []) + ["tqdm"] * (module == "training")
     libraries = {"matplotlib", "optax", "tqdm"}.difference(may)
     forbidden = ["eprop.tasks", "experiments", "figures", "tests", *libraries]
