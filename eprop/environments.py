@@ -32,8 +32,10 @@ class AbstractEnvironment(eqx.Module):
     """An environment written in JAX: one, of which `RewardLearner.rollout` runs many.
 
     What the network sees until its next decision is `x` `[steps, n_in]`: the environment encodes
-    its own observations, as spikes or numbers.
+    its own observations, as spikes or numbers. `n_actions` is how many choices there are.
     """
+
+    n_actions: eqx.AbstractVar[int]
 
     @abstractmethod
     def reset(self, key: PRNGKeyArray) -> tuple[Any, Shaped[Array, "steps n_in"]]:
@@ -59,6 +61,45 @@ def reset(environment: AbstractEnvironment, batch: int, key: PRNGKeyArray) -> Si
     )
     keys = jax.random.split(key, checks.positive_int("batch", batch))
     return Situation(*jax.vmap(environment.reset, out_axes=(0, 1))(keys))
+
+
+def check_rollout(environment: AbstractEnvironment, situation: Situation, n_actions: int) -> None:
+    """`ValueError` or `TypeError` for an environment that is not of these actions or this
+    situation, or whose steps are of another kind than its beginnings.
+    """
+    if environment.n_actions != n_actions:
+        raise ValueError(
+            f"the environment has n_actions = {environment.n_actions}, but the network "
+            f"{n_actions}: give it a readout for each, and one for the value"
+        )
+    key, batch = jax.random.key(0), situation.x.shape[1]
+    action = jax.ShapeDtypeStruct((), np.int32)
+    start = jax.eval_shape(environment.reset, key)
+    found = jax.eval_shape(environment.step, start[0], action, key)
+    checks.instance("what step returns", found, Transition, "Transition(state, x, reward, ...)")
+    begun = jax.eval_shape(lambda key: reset(environment, batch, key), key)
+    for name, given, needed in [
+        ("step of the environment gives state and x", (found.state, found.x), start),
+        ("the situation has state and x", (situation.state, situation.x), tuple(begun)),
+    ]:
+        if _kinds(given) != _kinds(needed):
+            raise ValueError(
+                f"{name} {_kinds(given)[1]}, but reset gives {_kinds(needed)[1]}, of structure "
+                f"{_kinds(needed)[0]}"
+            )
+    for name, like in [("reward", float), ("terminated", bool), ("truncated", bool)]:
+        shape, dtype = _kinds(getattr(found, name))[1][0]
+        if shape != () or (dtype == "bool") != (like is bool) or dtype.startswith("complex"):
+            raise TypeError(
+                f"step of the environment gives a {name} of shape {shape} and dtype {dtype}, but "
+                f"one {like.__name__} is needed"
+            )
+
+
+def _kinds(tree: Any) -> tuple[Any, list[tuple[tuple[int, ...], str]]]:
+    """The structure, and shape and dtype of each leaf."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(np.shape(x), str(jax.numpy.result_type(x))) for x in leaves]
 
 
 class VectorTransition(NamedTuple):

@@ -22,7 +22,7 @@ from jaxtyping import Array, ArrayLike, Int, PRNGKeyArray
 from . import acting, checks, learner_state, optimization
 from .acting import Played, RewardInfo, RewardState
 from .decisions import ActorCritic, Decided, Outcome, init_course
-from .environments import AbstractEnvironment, Situation
+from .environments import AbstractEnvironment, Situation, check_rollout
 from .layer import trained_constants
 from .network import Network
 from .rules import EProp
@@ -256,6 +256,7 @@ class RewardLearner(eqx.Module):
         if _is_true(state.has_acted):
             raise ValueError("act was called: call learn with what the actions came to, first")
         self._checked_x("situation.x", situation.x, state, batch)
+        check_rollout(environment, situation, self.n_actions)
         state, situation, played = acting.rollout(self, state, environment, situation, n_decisions)
         if not isinstance(played.rewards, jax.core.Tracer):
             checks.finite("the environment's rewards", played.rewards)

@@ -163,6 +163,7 @@ class CartPole(AbstractEnvironment):
 
     code: PopulationCode
     reward: float = eqx.field(static=True, default=1.0)
+    n_actions: int = eqx.field(static=True, default=2)
 
     def reset(self, key):
         of_start, of_spikes = jax.random.split(key)

@@ -359,6 +359,8 @@ class TestWhatWasSeen:
 class Corridor(eprop.environments.AbstractEnvironment):
     """Go right (1) three times from the left end; it is broken off after five steps."""
 
+    n_actions: int = 2
+
     def reset(self, key):
         return (jnp.zeros((), jnp.int32),) * 2, self._seen(0, key)
 

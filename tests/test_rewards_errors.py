@@ -1,6 +1,7 @@
 """Bad input where one learns from rewards: each a clear error, after which all is as it was."""
 
 import functools
+from typing import Any
 
 import equinox as eqx
 import gymnasium
@@ -173,15 +174,19 @@ def test_weights_that_are_no_numbers():
 class Lamp(eprop.environments.AbstractEnvironment):
     """It is off."""
 
-    reward: float = 0.0
+    reward: Any = 0.0
     n_in: int = N_IN
+    n_actions: int = 2
+    further_n_in: int = N_IN
+    later: Any = 0.0
 
     def reset(self, key):
         return jnp.zeros(()), jnp.zeros((STEPS, self.n_in), bool)
 
     def step(self, state, action, key):
         no = jnp.zeros((), bool)
-        return Transition(state, self.reset(key)[1], jnp.asarray(self.reward), no, no)
+        x = jnp.zeros((STEPS, self.further_n_in), bool)
+        return Transition(state + self.later, x, jnp.asarray(self.reward), no, no)
 
 
 def test_rollout():
@@ -198,6 +203,12 @@ def test_rollout():
         ((state, Lamp(), many, 3), ValueError, ["(2, 5, 3)"]),
         ((state, Lamp(np.nan), situation, 3), ValueError, ["environment's rewards", "NaN"]),
         ((acted()[1], Lamp(), situation, 3), ValueError, ["act was called"]),
+        ((state, Lamp(n_actions=3), situation, 3), ValueError, ["n_actions = 3", "network 2"]),
+        ((state, Lamp(further_n_in=4), situation, 3), ValueError, ["(2, 4)", "(2, 3)", "reset"]),
+        ((state, Lamp(later=np.zeros(2)), situation, 3), ValueError, ["((2,), ", "reset gives"]),
+        ((state, Lamp(reward=np.zeros(2)), situation, 3), TypeError, ["reward", "(2,)"]),
+        ((state, Lamp(reward=True), situation, 3), TypeError, ["reward", "bool"]),
+        ((state, Lamp(), situation._replace(state=()), 3), ValueError, ["situation has", "reset"]),
     ]:
         assert_raises(lambda given=given: learner.rollout(*given), error, parts)
     assert_raises(lambda: eprop.environments.reset(3, B, None), TypeError, ["AbstractEnvironment"])
