@@ -235,7 +235,7 @@ State = tuple[eprop.RewardState, Situation]
 def train(config: Config, seed: int, progress: bool) -> tuple[State, list[dict[str, Any]]]:
     """Train one seed, from its last checkpoint if there is one."""
     learner = make_learner(config, seed)
-    environment = CartPole(make_code(config), 1 - config.discount)
+    environment = CartPole(code=make_code(config), reward=1 - config.discount)
 
     def step(state: State, _: None) -> tuple[State, dict[str, Array]]:
         learning, situation, played = learner.rollout(

@@ -32,7 +32,7 @@ SMALL = experiment.Config(
 def test_it_is_gymnasiums():
     """Step for step, for random actions, until it is over; in float64, as Gymnasium calculates."""
     theirs = gymnasium.make("CartPole-v1").unwrapped
-    mine = experiment.CartPole(experiment.make_code(SMALL))
+    mine = experiment.CartPole(code=experiment.make_code(SMALL))
     step, rng, lengths = jax.jit(mine.step), np.random.default_rng(0), []
     for episode in range(5):
         theirs.reset(seed=episode)
@@ -52,7 +52,7 @@ def test_it_is_gymnasiums():
 
 
 def test_it_is_broken_off_at_the_limit():
-    environment = experiment.CartPole(experiment.make_code(SMALL))
+    environment = experiment.CartPole(code=experiment.make_code(SMALL))
     upright = jnp.zeros(4)
     for t, cut in [(experiment.LIMIT - 2, False), (experiment.LIMIT - 1, True)]:
         found = environment.step((upright, jnp.asarray(t)), jnp.asarray(1), jax.random.key(0))
