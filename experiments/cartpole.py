@@ -30,12 +30,12 @@ import eprop
 from eprop.environments import (
     AbstractEnvironment,
     GymnasiumEnvironments,
-    Situation,
     Transition,
     reset,
 )
 from figures.cartpole import draw
 
+from . import rollouts
 from .learners import make_rule
 from .runs import RunFolder, random_key, resumable
 
@@ -229,40 +229,24 @@ def make_learner(config: Config, seed: int) -> eprop.RewardLearner:
     )
 
 
-State = tuple[eprop.RewardState, Situation]
-
-
-def train(config: Config, seed: int, progress: bool) -> tuple[State, list[dict[str, Any]]]:
+def train(config: Config, seed: int, progress: bool) -> tuple[rollouts.State, list[dict[str, Any]]]:
     """Train one seed, from its last checkpoint if there is one."""
     learner = make_learner(config, seed)
     environment = CartPole(code=make_code(config), reward=1 - config.discount)
-
-    def step(state: State, _: None) -> tuple[State, dict[str, Array]]:
-        learning, situation, played = learner.rollout(
-            state[0], environment, state[1], config.decisions
-        )
-        ended = jnp.sum(played.terminated | played.truncated)
-        return (learning, situation), {
-            "episodes": ended,
-            # of an episode, counting those that go on as part of the last
-            "decisions": played.rewards.size / jnp.maximum(ended, 1).astype(jnp.float32),
-            "entropy": played.info.entropy.mean(),
-            "value": played.info.outputs[..., -1].mean(),
-            "rate_hz": played.info.rates[-1].mean(),
-        }
-
-    start = (
-        learner.init(config.batch_size, key_of(seed, "training")),
-        reset(environment, config.batch_size, key_of(seed, "episodes")),
-    )
-    return eprop.fit(
-        step,
-        start,
-        lambda iteration: None,
+    return rollouts.train(
+        learner,
+        environment,
+        (
+            learner.init(config.batch_size, key_of(seed, "training")),
+            reset(environment, config.batch_size, key_of(seed, "episodes")),
+        ),
+        decisions=config.decisions,
         iterations=config.iterations,
+        of_episodes=lambda played: {
+            "decisions": rollouts.per_episode(jnp.asarray(float(played.rewards.size)), played)
+        },
         folder=config.folder / f"seed{seed}",
         config=config,
-        save_every=5,
         progress=progress,
     )
 
