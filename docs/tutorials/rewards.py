@@ -173,6 +173,50 @@ plt.show()
 # The value follows the reward: what is expected is no surprise, and changes
 # nothing any more.
 #
+# ## What it remembers
+#
+# Ten runs with the light on either side. What the network is drawn to, the
+# readout of "right" less that of "left", is of the light's side when the
+# junction comes, 40 ms after the light has gone out.
+
+
+# %%
+def run_through(side, key):
+    """What is seen on the whole way, `[time, neuron]`."""
+    keys, places = jax.random.split(key, 4), range(JUNCTION + 1)
+    return jnp.concatenate(
+        [maze.seen(side, t, k) for t, k in zip(places, keys, strict=True)]
+    )
+
+
+keys = jax.random.split(jax.random.key(8), 20)
+sides = jnp.arange(20, dtype=jnp.int32) % 2
+x = jax.vmap(run_through, out_axes=1)(sides, keys)
+trajectory = state.network(x)
+drawn_to = trajectory.outputs[..., 1] - trajectory.outputs[..., 0]
+
+figure, (of_spikes, of_outputs) = plt.subplots(
+    2, 1, figsize=(9, 3.8), sharex=True, layout="constrained"
+)
+time, neuron = np.nonzero(np.asarray(trajectory.spikes[:, 0]))
+of_spikes.plot(time, neuron, "k|", markersize=3)
+of_spikes.set_ylabel("neuron")
+colours = np.array(["C0", "C3"])[np.asarray(sides)]
+for line, color in zip(np.asarray(drawn_to).T, colours, strict=True):
+    of_outputs.plot(line, color=color, linewidth=1)
+for panel in (of_spikes, of_outputs):
+    for begin in (0, JUNCTION * STEPS):
+        panel.axvspan(begin, begin + STEPS, color="0.93", zorder=0)
+of_outputs.set(xlabel="time (ms)", ylabel="right less left")
+plt.show()
+
+right = np.mean((np.asarray(drawn_to[-1]) > 0) == np.asarray(sides, bool))
+assert right > 0.85
+
+# %% [markdown]
+# Grey: the light, and the junction. Blue: runs in which the light was on the
+# left. Above, the spikes of the first of these.
+#
 # ## Where next
 #
 # - Episodes that are broken off, Gymnasium, saving, errors: [Learning from
