@@ -106,7 +106,7 @@ class Config:
     """Weight of the firing-rate penalty at each step, of squared rates in (spikes/ms)²."""
     decisions: int = 500
     """Decisions of each environment in an iteration."""
-    iterations: int = 100
+    iterations: int = 40
     """Of so many decisions; there is a checkpoint every five."""
     test_episodes: int = 100
     """Episodes for the test at the end."""
