@@ -91,9 +91,7 @@ def _run_backward(residuals, cotangents, perturbed, differentiated, feedback, ke
     if not _is_whole(window, inputs):
 
         def of_window(so_far, now):
-            carry, total = so_far
-            carry, gradients = advance(network, b, now[0], now[1], carry)
-            return (carry, jax.tree.map(jnp.add, total, gradients)), None
+            return advance(network, b, *now, *so_far), None
 
         in_windows = cut(derivatives, window)
         rest = None if in_windows.rest is None else (records.rest, in_windows.rest)

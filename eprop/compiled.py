@@ -20,10 +20,12 @@ from jaxtyping import Array, Bool, Float
 from .kernels import (
     Drive,
     Events,
+    Lead,
     Neurons,
     NotTranslatable,
     event_currents,
     event_traces,
+    lead_traces,
     neurons_of,
 )
 from .layer import Layer, LayerState, Unrolled, trained_constants
@@ -156,19 +158,57 @@ class CompiledLayer:
         total: Float[Array, "batch fan_in n"],
     ) -> Float[Array, "batch fan_in n"]:
         """`total` + Σ_t (what a dense synapse has seen) · post_t of each example."""
-        events = self.events_below(start, below)
+        for rows, events, graded in self._seen(start, below, spikes):
+            if graded is None:
+                total = event_traces(events, post, rows.start, total)
+            else:
+                total = total.at[:, rows].add(jnp.einsum("tbf,tbj->bfj", graded, post))
+        return total
+
+    def lead(
+        self,
+        start: LayerState,
+        below: Array,
+        spikes: Array,
+        traces: tuple[Sequence[Array], Array],
+        signals: Sequence[Array],
+        leads: Sequence[Lead],
+        faded: float,
+        total: Float[Array, "n_pre n"],
+    ) -> tuple[list[Array], Array, Array]:
+        """`lead_traces` of all dense synapses; the traces are `(vectors, filtered)`."""
+        vectors, filtered = list(traces[0]), traces[1]
+        full = [k for k, x in enumerate(vectors) if x.ndim == 3]
+        for rows, events, graded in self._seen(start, below, spikes):
+            found, filtered, total = lead_traces(
+                events, rows.start, vectors, filtered, signals, leads, faded, total
+            )
+            if graded is not None:
+                *found, filtered = (
+                    x.at[:, rows].add(jnp.einsum("tbf,tbj->bfj", graded, lead.r))
+                    for x, lead in zip([*found, filtered], leads, strict=True)
+                )
+            for k, x in zip(full, found, strict=True):
+                vectors[k] = x
+        return [vectors[k] for k in full], filtered, total
+
+    def _seen(
+        self, start: LayerState, below: Array, spikes: Array
+    ) -> Iterator[tuple[slice, Events, Array | None]]:
+        """Of each kind of dense synapses its rows and what they see, which may be graded.
+
+        Then the events are of no step.
+        """
         for kind, rows in self.layer.rows.items():
             if kind == "recurrent":
-                z_tm1 = Events(spikes, start.spikes > 0)
-                total = event_traces(z_tm1, post, rows.start, total)
+                yield rows, Events(spikes, start.spikes > 0), None
             elif kind == "bias":
-                total = total.at[:, rows].add(post.sum(0)[:, None])
-            elif events is None:
-                seen = self.layer.delayed_below(start, below)
-                total = total.at[:, rows].add(jnp.einsum("tbf,tbj->bfj", seen, post))
+                yield rows, Events(jnp.ones((*spikes.shape[:2], 1), bool)), None
+            elif (events := self.events_below(start, below)) is not None:
+                yield rows, Events(events), None
             else:
-                total = event_traces(Events(events), post, rows.start, total)
-        return total
+                no_step = jnp.zeros((0, spikes.shape[1], rows.stop - rows.start), bool)
+                yield rows, Events(no_step), self.layer.delayed_below(start, below)
 
     def drive(
         self, w: dict[str, Array], events: Array | None, graded: Array | None = None

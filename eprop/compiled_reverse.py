@@ -35,6 +35,7 @@ def reverse_compiled(
     *,
     units: Sequence[UnitSignal],
     of_below: bool,
+    so_far: LayerGradients,
 ) -> Reversed:
     """From the last block to the first."""
     start, below, spikes = whole_run(blocks)
@@ -61,24 +62,27 @@ def reverse_compiled(
         )
         r = of_loss.currents
 
-        so_far = later.gradients
-        weights = dict(so_far.weights)
-        if "recurrent" in w:
-            weights["recurrent"] = event_product(z_tm1, r, steps[0], weights["recurrent"])
-        if "bias" in w:
-            weights["bias"] = weights["bias"] + r.sum((0, 1))[None]
-        if seen is not None:
-            weights["below"] = event_product(seen, r, steps[0], weights["below"])
-        d_pre = None
+        weights, constants, readout = later.gradients
+        d_below, d_pre = None, None
         if graded is not None:
             _, of_currents = jax.vjp(layer.layer.below.currents, w["below"], graded)
             d_below, d_pre = of_currents(r)
-            if seen is None:
-                weights["below"] = weights["below"] + d_below
+        weights = dict(weights)
+        for kind, rows in layer.layer.rows.items():
+            dense = weights["dense"]
+            if kind == "bias":
+                weights["dense"] = dense.at[rows].add(r.sum((0, 1))[None])
+            elif kind == "below" and seen is None:
+                weights["dense"] = dense.at[rows].add(d_below)
+            else:
+                source = z_tm1 if kind == "recurrent" else seen
+                weights["dense"] = event_product(source, r, steps[0], dense, rows.start)
+        if "below" in weights:
+            weights["below"] = weights["below"] + d_below
         gradients = LayerGradients(
             weights,
-            jax.tree.map(jnp.add, so_far.constants, of_loss.arrays),
-            event_product(z_t, signals.error, steps[0], so_far.readout),
+            jax.tree.map(jnp.add, constants, structure.unflatten(of_loss.arrays)),
+            event_product(z_t, signals.error, steps[0], readout),
         )
 
         of_pre = d_pre if of_below else None
@@ -88,22 +92,13 @@ def reverse_compiled(
     length = blocks.whole.spikes.shape[1]
     of_time = cut((jnp.arange(len(spikes)), signals, [unit.fading for unit in units]), length)
     together = Blocks(*map(_with_block, of_time, blocks))
-    constants, structure = jax.tree.flatten(trained_constants(layer.layer))
-    nothing = LayerGradients(
-        jax.tree.map(jnp.zeros_like, w),
-        [jnp.zeros_like(x) for x in constants],
-        jnp.zeros_like(b),
-    )
+    structure = jax.tree.structure(trained_constants(layer.layer))
     costates = [jnp.zeros_like(x) for x in hidden_variables(start.neurons)]
-    last = Later(costates, nothing, [unit.at_end for unit in units])
+    last = Later(costates, so_far, [unit.at_end for unit in units])
     first, by_step = scan_blocks(of_block, last, together, reverse=True)
     d_pre, unit_currents = join(by_step)
-    found = first.gradients
-    gradients = LayerGradients(
-        layer.layer.joined(found.weights), structure.unflatten(found.constants), found.readout
-    )
     d_below = None if d_pre is None else before_delay(layer.layer, d_pre)
-    return Reversed(first.costates, gradients, d_below, first.units, unit_currents)
+    return Reversed(first.costates, first.gradients, d_below, first.units, unit_currents)
 
 
 def _with_block(of_time: Any, block: Block | None) -> Any:

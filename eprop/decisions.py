@@ -159,9 +159,9 @@ def gradients_of(
     per_delta, direct = errors(goal, decided, outcomes.counts)
     delta, overdue, after = _deltas(goal, course, decided, outcomes)
 
-    def window(carry: Carry, now: Any) -> tuple[Carry, NetworkGradients]:
+    def window(before: tuple[Carry, NetworkGradients], now: Any):
         """Some decisions, of which none but the last ends an episode."""
-        decided, per_delta, direct, delta, overdue, ends = now
+        (carry, so_far), (decided, per_delta, direct, delta, overdue, ends) = before, now
         # G_t = δ_t + γ G_{t+1}, [decision, batch]
         gains = leaky_filter(delta, goal.discount, jnp.zeros_like(delta[0]), reverse=True)
         error = gains[..., None] * per_delta + direct
@@ -180,30 +180,27 @@ def gradients_of(
             for layer in decided.blocks
         )
         of_past = paid(network, carry, (overdue.sum(0) + goal.discount * gains[0]) / batch)
-        carry, gradients = advance(network, b, records, derivatives, carry)
-        carry = restarted(init_course(network, batch).traces, carry, ends[-1])
-        return carry, jax.tree.map(jnp.add, gradients, of_past)
+        so_far = jax.tree.map(jnp.add, so_far, of_past)
+        carry, gradients = advance(network, b, records, derivatives, carry, so_far)
+        return restarted(init_course(network, batch).traces, carry, ends[-1]), gradients
 
     # δ that was overdue is to be multiplied by F as it was before the first of them.
     overdue = jnp.zeros_like(delta).at[0].set(overdue)
     decisions = (decided, per_delta, direct, delta, overdue, ends)
 
-    def at_once(carry: Carry) -> tuple[Carry, NetworkGradients]:
-        return window(carry, decisions)
+    def one_by_one(before: tuple[Carry, NetworkGradients], decisions: Any):
+        def of_decision(before, now):
+            return window(before, jax.tree.map(lambda x: x[None], now)), None
 
-    def one_by_one(carry: Carry) -> tuple[Carry, NetworkGradients]:
-        def of_decision(so_far, now):
-            carry, total = so_far
-            carry, gradients = window(carry, jax.tree.map(lambda x: x[None], now))
-            return (carry, jax.tree.map(jnp.add, total, gradients)), None
-
-        return jax.lax.scan(of_decision, (carry, zero_gradients(network)), decisions)[0]
+        return jax.lax.scan(of_decision, before, decisions)[0]
 
     # Where an episode ends in between all go decision by decision: slower, and as exact.
+    before = (course.traces, zero_gradients(network))
     if len(delta) == 1:
-        traces, gradients = at_once(course.traces)
+        traces, gradients = window(before, decisions)
     else:
-        traces, gradients = jax.lax.cond(ends[:-1].any(), one_by_one, at_once, course.traces)
+        ends_within = ends[:-1].any()
+        traces, gradients = jax.lax.cond(ends_within, one_by_one, window, before, decisions)
     return after._replace(traces=traces), gradients
 
 

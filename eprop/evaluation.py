@@ -146,6 +146,7 @@ def backward(
             b_layer,
             records[i],
             of_layer,
+            so_far=signals.zero_gradients(layer, network.n_out),
             of_below=of_inputs and i == 0,
         )
         layers.append(found.gradients)
@@ -164,8 +165,9 @@ def advance(
     records: tuple[Blocks, ...],
     derivatives: Derivatives,
     carry: Carry,
+    so_far: NetworkGradients,
 ) -> tuple[Carry, NetworkGradients]:
-    """One window of steps: the traces after it, and its share of the gradient."""
+    """One window of steps: the traces after it, and its gradient added to those `so_far`."""
     kappa, gain = network.kappa, network.readout_gain
     n_steps = len(derivatives.outputs)
     after, layers = [], []
@@ -175,12 +177,20 @@ def advance(
         )
         evaluate = step_gradients if n_steps == 1 and of_layer.credit is None else window_gradients
         traces, gradients = evaluate(
-            layer, layer.effective(), b_layer, records[i], of_layer, carry.layers[i], kappa, gain
+            layer,
+            layer.effective(),
+            b_layer,
+            records[i],
+            of_layer,
+            carry.layers[i],
+            kappa,
+            gain,
+            so_far.layers[i],
         )
         after.append(traces)
         layers.append(gradients)
     error = network.readout.lead_back(derivatives.outputs)
-    of_bias = error.sum((0, 1)) + kappa * carry.bias @ error[0]
+    of_bias = so_far.readout_bias + error.sum((0, 1)) + kappa * carry.bias @ error[0]
     fading = sum(kappa**age for age in range(n_steps))
     bias = kappa**n_steps * carry.bias + fading
     credit = carry.credit

@@ -314,8 +314,8 @@ def _run(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[Learner
         return jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, length, *x.shape[1:]), tree)
 
     def one_update(state, now):
-        in_windows = cut(now, learner._window)
-        state, seen = loops.scan(functools.partial(_observe, learner), state, in_windows)
+        of_window = functools.partial(_observe, learner)
+        state, seen = loops.scan(of_window, state, cut(now, learner._window))
         return _update(learner, state), seen._replace(loss=seen.loss.sum())
 
     is_sum = jnp.ones((), bool)
@@ -367,7 +367,14 @@ def _observe(
         inputs, targets, done = now
         of_piece = functools.partial(loss, state.rates)
         progress, piece = evaluate_piece(
-            of_piece, state.rule, state.network, state.progress, inputs, targets, has_aux=True
+            of_piece,
+            state.rule,
+            state.network,
+            state.progress,
+            inputs,
+            targets,
+            so_far=state.gradients,
+            has_aux=True,
         )
         if done is not None:
             fresh = init_progress(state.network, len(done[-1]))
@@ -375,7 +382,7 @@ def _observe(
         rates, aux = piece.aux
         state = state._replace(
             progress=progress,
-            gradients=jax.tree.map(jnp.add, state.gradients, piece.gradients),
+            gradients=piece.gradients,
             loss=state.loss + piece.value.astype(state.loss.dtype),
             rates=rates,
             since_update=state.since_update + len(inputs),

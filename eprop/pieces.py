@@ -31,7 +31,7 @@ class Evaluated(NamedTuple):
     aux: Any
     derivatives: Derivatives
     gradients: NetworkGradients
-    """The piece's share."""
+    """Those so far, and the piece's share added."""
     trajectory: Trajectory
 
 
@@ -47,13 +47,17 @@ def evaluate_piece(
     before: Progress,
     inputs: Array,
     targets: Any,
+    so_far: NetworkGradients,
     has_aux: bool,
 ) -> tuple[Progress, Evaluated]:
-    """Goes on from `before` under `inputs` `[time, batch, n_in]`, as one window."""
+    """Goes on from `before` under `inputs` `[time, batch, n_in]`, as one window.
+
+    `so_far`: the sum of the gradients before.
+    """
     end, trajectory, records = forward(network, before.network, inputs, None, n_steps=len(inputs))
     value, aux, derivatives = _differentiate(loss, network, trajectory, targets, has_aux)
     b = rule.feedback.matrix(network)
-    traces, gradients = advance(network, b, records, derivatives, before.traces)
+    traces, gradients = advance(network, b, records, derivatives, before.traces, so_far)
     evaluated = Evaluated(value, aux, derivatives, gradients, trajectory)
     return Progress(end, traces), evaluated
 

@@ -26,8 +26,12 @@ def step_gradients(
     traces: LayerTraces,
     kappa: float,
     gain: float,
+    so_far: LayerGradients,
 ) -> tuple[LayerTraces, LayerGradients]:
-    """One step of a layer, the only one of its `blocks`: the traces after it, and its gradient."""
+    """One step of a layer, the only one of its `blocks`: the traces after it, and its gradient.
+
+    That is added to those `so_far`.
+    """
     block: Block = jax.tree.map(lambda x: x[0], blocks.whole)
     spikes = block.spikes.astype(layer.dtype)
     pre = layer.presynaptic(block.start, block.below, spikes)
@@ -84,4 +88,5 @@ def step_gradients(
         sums = sums + layer.neurons.over_neurons(products)
     filtered_spikes = kappa * traces.spikes + gain * spikes[0]
     gradients = LayerGradients(weights, collect_constants(layer, sums), filtered_spikes.T @ error)
-    return LayerTraces(after, constants, filtered_spikes), gradients
+    traces = LayerTraces(after, constants, filtered_spikes)
+    return traces, jax.tree.map(jnp.add, so_far, gradients)

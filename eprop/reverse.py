@@ -33,7 +33,6 @@ from .signals import (
     Signals,
     UnitSignal,
     before_delay,
-    zero_gradients,
 )
 from .synapses import Dense
 
@@ -59,18 +58,22 @@ def reverse(
     blocks: Blocks,
     signals: Signals,
     *,
+    so_far: LayerGradients,
     units: Sequence[UnitSignal] = (),
     of_below: bool = False,
 ) -> Reversed:
     """From the last block to the first.
 
     **Arguments:** `b`: the feedback matrix; `signals`: with the error led back through the
-    readout's leak; `units`: other functions whose derivatives with respect to the currents are
-    wanted; `of_below`: whether that of the loss with respect to the activity below is.
+    readout's leak; `so_far`: a sum of gradients, to which this is added; `units`: other functions
+    whose derivatives with respect to the currents are wanted; `of_below`: whether that of the loss
+    with respect to the activity below is.
     """
     fast = compiled(layer, len(signals.error))
     if fast is not None and blocks.whole.spikes.dtype == bool:
-        return reverse_compiled(fast, w, b, blocks, signals, units=units, of_below=of_below)
+        return reverse_compiled(
+            fast, w, b, blocks, signals, units=units, of_below=of_below, so_far=so_far
+        )
 
     def of_block(later: Later, now: tuple[Block, Signals, Array, Any]):
         block, signals, error_tm1, fading = now
@@ -113,14 +116,12 @@ def reverse(
         (blocks.whole, *with_time.whole),
         None if blocks.rest is None else (blocks.rest, *with_time.rest),
     )
-    n_out = signals.error.shape[-1]
-    nothing = zero_gradients(layer, n_out)
     if _sees_all_spikes(layer):  # the last z_t, which is no later step's z_{t-1}
         last_spikes = all_spikes(blocks)[-1].astype(layer.dtype)
-        nothing = nothing._replace(readout=last_spikes.T @ signals.error[-1])
+        so_far = so_far._replace(readout=so_far.readout + last_spikes.T @ signals.error[-1])
     of_blocks = hidden_variables(blocks.whole.start.neurons)
     costates = [jnp.zeros_like(x[0]) for x in of_blocks]
-    last = Later(costates, nothing, [unit.at_end for unit in units])
+    last = Later(costates, so_far, [unit.at_end for unit in units])
     first, by_step = scan_blocks(of_block, last, together, reverse=True)
     d_pre, unit_currents = join(by_step)
     d_below = None if d_pre is None else before_delay(layer, d_pre)

@@ -60,10 +60,9 @@ def stream_value_and_grad(
     def advance(network: Network, now: Any, sums: Sums) -> tuple[Sums, Any]:
         inputs, targets = now
         progress, piece = evaluate_piece(
-            loss, rule, network, sums.progress, inputs, targets, has_aux
+            loss, rule, network, sums.progress, inputs, targets, sums.gradients, has_aux
         )
-        gradients = jax.tree.map(jnp.add, sums.gradients, piece.gradients)
-        return Sums(progress, sums.value + piece.value, gradients), piece.aux
+        return Sums(progress, sums.value + piece.value, piece.gradients), piece.aux
 
     @eqx.filter_jit(donate="all-except-first")
     def whole_window(given: tuple[Network, Any], sums: Sums) -> tuple[Sums, Any]:

@@ -16,7 +16,7 @@ from .cells import Port, hidden_variables
 from .common_vectors import CommonVector, common_traces, lead_common
 from .compiled import compiled
 from .constant_traces import ConstantTraces, collect_constants, lead_constants
-from .kernels import Events, event_traces
+from .kernels import Events, Lead, event_traces
 from .layer import Layer
 from .record import Block, whole_run
 from .replay import neurons_of
@@ -43,8 +43,9 @@ def window_gradients(
     traces: LayerTraces,
     kappa: float,
     gain: float,
+    so_far: LayerGradients,
 ) -> tuple[LayerTraces, LayerGradients]:
-    """One window of a layer. Returns the traces after it, and its share of the gradient."""
+    """One window of a layer. Returns the traces after it, and its gradient added to `so_far`."""
     nothing = jnp.zeros_like(signals.error[0])
     error = leaky_filter(signals.error, kappa, nothing, reverse=True)
     error_before = kappa * error[0]  # of the readout before the first step, [batch, n_out]
@@ -64,6 +65,7 @@ def window_gradients(
         b,
         blocks,
         signals._replace(error=gain * error, credit=None),
+        so_far=so_far,
         units=units,
     )
 
@@ -83,33 +85,35 @@ def window_gradients(
         by_time = jnp.broadcast_to(by_time[:, None], shape)
         return fast.arrived(start, below, spikes, by_time, nothing)
 
-    def before(synapses: AbstractSynapses, port: Port, old: PortTraces) -> Array:
-        """What the signals of the window make of the traces from before it."""
-        costates = layer.neurons.hidden_of(port.population, result.costates)
-        readout = (error_before @ b.T)[:, port.neurons]
-        vectors = [by_synapse(synapses, x, port) for x in old.vectors]
-        return sum_over_batch([*costates, readout], [*vectors, old.filtered])
-
     def lead(
-        unit: int, kind: str, synapses: AbstractSynapses, port: Port, old: PortTraces
-    ) -> Float[Array, "batch fan_in n"]:
-        """The derivative of a unit signal with respect to each synapse, in each example."""
-        vectors = [by_synapse(synapses, x, port) for x in old.vectors]
-        of_port = layer.neurons.hidden_of(port.population, result.unit_costates[unit])
-        r = result.unit_currents[unit][..., port.columns]
-        led = sum_of_products(of_port, vectors)
+        kind: str, synapses: AbstractSynapses, port: Port, old: PortTraces, total: Array
+    ) -> tuple[Float[Array, "fan_in n"], PortTraces]:
+        """`total` + what the signals make of the traces before the window; those at its end."""
+        costates = layer.neurons.hidden_of(port.population, result.costates)
+        signals = [*costates, (error_before @ b.T)[:, port.neurons]]
+        common, units_here = commons[port.population][port.current], unit_of[port.population]
+        leads = [
+            Lead(
+                layer.neurons.hidden_of(port.population, result.unit_costates[unit]),
+                result.unit_currents[unit][..., port.columns],
+            )
+            for unit in (*(units_here[k] for k, x in enumerate(common) if x is None), on_z)
+        ]
         if fast is not None and kind == "dense":
-            return fast.arrived(start, below, spikes, r, led)
-        return led + _arrived(synapses, port, pre[kind], r)
-
-    def after(kind: str, synapses: AbstractSynapses, port: Port, old: PortTraces) -> PortTraces:
-        """The traces at the end of the window."""
-        here = (kind, synapses, port, old)
-        common = commons[port.population][port.current]
-        units_here = unit_of[port.population]
+            seen, traces = (start, below, spikes), (old.vectors, old.filtered)
+            full, filtered, total = fast.lead(*seen, traces, signals, leads, faded, total)
+        else:
+            vectors = [by_synapse(synapses, x, port) for x in old.vectors]
+            total = total + sum_over_batch(signals, [*vectors, old.filtered])
+            *full, last = (
+                sum_of_products(x.factors, vectors) + _arrived(synapses, port, pre[kind], x.r)
+                for x in leads
+            )
+            filtered = faded * old.filtered + last
         leading = lead_common(common, old.vectors, n_steps, functools.partial(weighted, kind))
-        new = [lead(units_here[k], *here) if x is None else x for k, x in enumerate(leading)]
-        return PortTraces(new, faded * old.filtered + lead(on_z, *here))
+        of_full = iter(full)
+        new = [next(of_full) if x is None else x for x in leading]
+        return total, PortTraces(new, filtered)
 
     def credit_after(old: Credit, signal: CreditSignal, error: Array) -> Credit:
         """F at the end of the window; `error` is the signal's, led back through the leak."""
@@ -118,9 +122,15 @@ def window_gradients(
 
         def of_port(kind: str, synapses: AbstractSynapses, i: int, port: Port) -> Array:
             past = traces.synapses[kind][i]
-            led = on_filtered[:, None, port.neurons] * past.filtered
-            led = led + lead(on_z + 1, kind, synapses, port, past)
-            return signal.decay * old.synapses[kind][i] + led
+            costates = layer.neurons.hidden_of(port.population, result.unit_costates[on_z + 1])
+            r = result.unit_currents[on_z + 1][..., port.columns]
+            vectors = [by_synapse(synapses, x, port) for x in past.vectors]
+            factors = [*costates, on_filtered[:, port.neurons]]
+            led = signal.decay * old.synapses[kind][i]
+            led = led + sum_of_products(factors, [*vectors, past.filtered])
+            if fast is not None and kind == "dense":
+                return fast.arrived(start, below, spikes, r, led)
+            return led + _arrived(synapses, port, pre[kind], r)
 
         of_synapses = {
             kind: [of_port(kind, synapses, *port) for port in enumerate(layer.neurons.ports)]
@@ -133,9 +143,15 @@ def window_gradients(
     weights, new_traces = {}, {}
     for kind, synapses in layer.synapses.items():
         ports = list(zip(layer.neurons.ports, traces.synapses[kind], strict=True))
-        sums = jnp.concatenate([before(synapses, *port) for port in ports], axis=1)
-        weights[kind] = result.gradients.weights[kind] + synapses.collect(sums)
-        new_traces[kind] = [after(kind, synapses, *port) for port in ports]
+        total, is_dense = result.gradients.weights[kind], kind == "dense"
+        nothing = jnp.zeros((), layer.dtype)
+        led = [
+            lead(kind, synapses, port, old, total[:, port.columns] if is_dense else nothing)
+            for port, old in ports
+        ]
+        new_traces[kind] = [of_port for _, of_port in led]
+        sums = jnp.concatenate([x for x, _ in led], axis=1)
+        weights[kind] = sums if is_dense else total + synapses.collect(sums)
 
     of_constants = [
         jnp.einsum("bj,bpj->pj", *pair)

@@ -19,7 +19,7 @@ LEVELS = [
     {"kernels.call", "kernels.scalar"},
     {"kernels.events", "kernels.equations"},
     {"kernels.arguments", "kernels.population"},
-    {"kernels.neurons"},
+    {"kernels.neurons", "kernels.traces"},
     {"kernels"},
     {"layer", "common_vectors"},
     {"record", "signals", "trajectory"},

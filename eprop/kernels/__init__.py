@@ -5,7 +5,9 @@ from .arguments import Drive as Drive
 from .events import Events as Events
 from .events import event_currents as event_currents
 from .events import event_product as event_product
-from .events import event_traces as event_traces
 from .neurons import Neurons as Neurons
 from .neurons import neurons_of as neurons_of
 from .scalar import NotTranslatable as NotTranslatable
+from .traces import Lead as Lead
+from .traces import event_traces as event_traces
+from .traces import lead_traces as lead_traces

@@ -6,7 +6,9 @@ threads that is free: none is waited for that has not begun, so nothing can lock
 """
 
 import ctypes
+import functools
 import hashlib
+import itertools
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -114,7 +116,11 @@ forget:
 
 share:
   %threads = load i64, ptr %threads.at
-  %useful = call i64 @llvm.smin.i64(i64 %threads, i64 %n)
+  %size = call i64 @size(ptr %call)
+  %grains = sdiv i64 %size, {grain}
+  %worth = add i64 %grains, 1
+  %few = call i64 @llvm.smin.i64(i64 %worth, i64 %n)
+  %useful = call i64 @llvm.smin.i64(i64 %threads, i64 %few)
   %others = sub i64 %useful, 1
   %pieces = mul i64 %threads, {pieces}
   %more = add i64 %n, %pieces
@@ -251,6 +257,8 @@ declare void @free(ptr)
 declare i32 @sched_yield()
 """
 PIECES = 4
+GRAIN = 2**15
+"""Numbers, given and found, for each thread: to wake one for fewer takes longer than their work."""
 
 Body = Callable[[Code, list[Array], Number, Number], None]
 
@@ -317,29 +325,43 @@ def _program(
     body(code, arrays, first, last)
     code.end()
 
-    signature = ir.FunctionType(ir.VoidType(), [POINTER, INDEX, INDEX])
-    work = ir.Function(module, signature, "work")
-    builder = ir.IRBuilder(work.append_basic_block())
+    def function(name: str, of_type: Any, *integers: Any) -> ir.IRBuilder:
+        """One that is given the call."""
+        written = ir.Function(module, ir.FunctionType(of_type, [POINTER, *integers]), name)
+        written.linkage = "internal"
+        return ir.IRBuilder(written.append_basic_block())
 
-    def read(pointer, offset, of_type):
+    def read(builder: ir.IRBuilder, pointer: ir.Value, offset: int, of_type: Any) -> ir.Value:
         at = builder.gep(pointer, [ir.Constant(INDEX, offset)], source_etype=ir.IntType(8))
         return builder.load(at, typ=of_type)
 
-    pointers, sizes = [], []
-    for i, (_, rank) in enumerate(buffers):
-        table, k = (ARGUMENTS, i) if i < n_arguments else (RESULTS, i - n_arguments)
-        buffer = read(read(work.args[0], table, POINTER), 8 * k, POINTER)
-        pointers.append(read(buffer, DATA, POINTER))
-        dimensions = read(buffer, DIMENSIONS, POINTER)
-        sizes += [read(dimensions, 8 * axis, INDEX) for axis in range(rank)]
-    builder.call(code.function, [*pointers, *sizes, *work.args[1:]])
-    builder.ret_void()
+    def buffers_of(builder: ir.IRBuilder) -> tuple[list[ir.Value], list[list[ir.Value]]]:
+        """Where the arrays of the call are, and their shapes."""
+        pointers, shapes = [], []
+        for i, (_, rank) in enumerate(buffers):
+            table, k = (ARGUMENTS, i) if i < n_arguments else (RESULTS, i - n_arguments)
+            table = read(builder, builder.function.args[0], table, POINTER)
+            buffer = read(builder, table, 8 * k, POINTER)
+            pointers.append(read(builder, buffer, DATA, POINTER))
+            dimensions = read(builder, buffer, DIMENSIONS, POINTER)
+            shapes.append([read(builder, dimensions, 8 * axis, INDEX) for axis in range(rank)])
+        return pointers, shapes
+
+    work = function("work", ir.VoidType(), INDEX, INDEX)
+    pointers, shapes = buffers_of(work)
+    work.call(code.function, [*pointers, *itertools.chain(*shapes), *work.function.args[1:]])
+    work.ret_void()
+
+    size = function("size", INDEX)
+    lengths = [functools.reduce(size.mul, shape) for shape in buffers_of(size)[1]]
+    size.ret(functools.reduce(size.add, lengths))
 
     array, axis = items
     table, k = (ARGUMENTS, array) if array < n_arguments else (RESULTS, array - n_arguments)
-    for function in (code.function, work):
-        function.linkage = "internal"
-    entry = ENTRY.format(table=table, buffer=k, axis=axis, pieces=pieces, slots=SLOTS.count)
+    code.function.linkage = "internal"
+    entry = ENTRY.format(
+        table=table, buffer=k, axis=axis, pieces=pieces, grain=GRAIN, slots=SLOTS.count
+    )
     declared = re.compile(r'^declare .*@"(take|give)".*$', re.MULTILINE)  # they are in ENTRY
     return f"{declared.sub('', str(module))}\n{entry}"
 

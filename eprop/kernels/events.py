@@ -150,10 +150,10 @@ def _sum(dtype: Any) -> Operation:
 def _product(is_late: bool, dtype: Any) -> Operation:
     def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
         given = iter(arrays)
-        first_step, events = next(given)[0].to(INDEX), WrittenEvents(is_late, given)
+        first_step, first_row = (next(given)[0].to(INDEX) for _ in range(2))
+        events = WrittenEvents(is_late, given)
         post, _, totals = given  # the total so far is where the result is to be
-        n_items, n_pre = post.shape[0], totals.shape[0]
-        batch = events.now.shape[1]
+        n_items, (_, batch, n_pre) = post.shape[0], events.now.shape
         # The items, steps of examples, at which each presynaptic neuron was 1. First in their
         # order, ...
         n_most = n_items * n_pre
@@ -184,10 +184,10 @@ def _product(is_late: bool, dtype: Any) -> Operation:
         with code.loop((last - first + width - 1) / width) as tile:
             columns = first + tile * width, (first + tile * width + width).at_most(last)
             with code.loop(n_pre) as i:
-                sums = begins[i + 1], post, totals.part(i), begins[i]
+                sums = begins[i + 1], post, totals.part(first_row + i), begins[i]
                 add_rows(code, items_of, *sums, columns)
 
-    types = [STEP, *WrittenEvents.types(is_late), (dtype, 2), (dtype, 2)]
+    types = [STEP, STEP, *WrittenEvents.types(is_late), (dtype, 2), (dtype, 2)]
     return Operation("gradient", types, [(dtype, 2)], (len(types) - 1, 1), body, pieces=1)
 
 
@@ -209,50 +209,22 @@ def event_product(
     events: Events,
     post: Float[JaxArray, "time batch n_post"],
     first_step: int | JaxArray,
-    total: Float[JaxArray, "n_pre n_post"],
-) -> Float[JaxArray, "n_pre n_post"]:
-    """`total` + Σ_t eventsᵀ_t post_t, over the batch, too. `post` begins at `first_step`."""
+    total: Float[JaxArray, "rows n_post"],
+    first_row: int = 0,
+) -> Float[JaxArray, "rows n_post"]:
+    """`total` + Σ_t eventsᵀ_t post_t, over the batch, too, in the rows from `first_row` on.
+
+    `post` begins at `first_step`.
+    """
     n_items = post.shape[0] * post.shape[1]
     (totals,) = _product(events.is_late, post.dtype)(
         step(first_step),
+        step(first_row),
         *events.arrays,
         post.reshape(n_items, -1),
         total,
         shapes=[total.shape],
         in_place={-1: 0},
-    )
-    return totals
-
-
-@functools.cache
-def _traces(is_late: bool, dtype: Any) -> Operation:
-    def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
-        given = iter(arrays)
-        first_row, events = next(given)[0].to(INDEX), WrittenEvents(is_late, given)
-        post, _, totals = given  # the total so far is where the result is to be
-        with code.loop(last, first) as b, code.loop(post.shape[0]) as t:
-            now = post.part(t, b)
-
-            def add(i: Number) -> None:
-                total = totals.part(b, first_row + i)
-                with code.loop(total.shape[0]) as j:
-                    total[j] = total[j] + now[j]
-
-            each_event(code, events.at(t, b), add)
-
-    types = [STEP, *WrittenEvents.types(is_late), (dtype, 3), (dtype, 3)]
-    return Operation("traces", types, [(dtype, 3)], (len(types) - 1, 0), body)
-
-
-def event_traces(
-    events: Events,
-    post: Float[JaxArray, "time batch n_post"],
-    first_row: int,
-    total: Float[JaxArray, "batch rows n_post"],
-) -> Float[JaxArray, "batch rows n_post"]:
-    """`total` + Σ_t events_t ⊗ post_t of each example, in the rows from `first_row` on."""
-    (totals,) = _traces(events.is_late, post.dtype)(
-        step(first_row), *events.arrays, post, total, shapes=[total.shape], in_place={-1: 0}
     )
     return totals
 

@@ -167,6 +167,11 @@ class Array:
         """The array that is left when the first indices are given."""
         return Array(self.code, self._address(indices), self.dtype, self.shape[len(indices) :])
 
+    def between(self, begin: Any, end: Any) -> "Array":
+        """Its rows from one to before another."""
+        shape = [self.code.index(end) - begin, *self.shape[1:]]
+        return Array(self.code, self._address(begin), self.dtype, shape)
+
     def when(self, condition: Number, other: "Array") -> "Array":
         """This array if it is so, otherwise another of its shape."""
         pointer = self.code.builder.select(condition.value, self.pointer, other.pointer)

@@ -185,8 +185,10 @@ def in_windows(
 
     def of_window(so_far, now):
         progress, total = so_far
-        progress, piece = evaluate_piece(loss, rule, network, progress, *now, has_aux=False)
-        return (progress, jax.tree.map(jnp.add, total, piece.gradients)), piece.value
+        progress, piece = evaluate_piece(
+            loss, rule, network, progress, *now, so_far=total, has_aux=False
+        )
+        return (progress, piece.gradients), piece.value
 
     so_far = (init_progress(network, inputs.shape[1]), zero_gradients(network))
     blocks = cut((inputs, targets), window)

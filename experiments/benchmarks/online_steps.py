@@ -122,9 +122,9 @@ def plain_loop(
     @jax.jit
     def step(network, progress, total, x_t, target_t):
         progress, piece = evaluate_piece(
-            loss, rule, network, progress, x_t[None], target_t[None], has_aux=False
+            loss, rule, network, progress, x_t[None], target_t[None], total, has_aux=False
         )
-        return progress, jax.tree.map(jnp.add, total, piece.gradients)
+        return progress, piece.gradients
 
     @jax.jit
     def update(network, total, state):
