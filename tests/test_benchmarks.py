@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparison import assert_trees_close
-from test_experiments import assert_drawn, assert_options, help_of
 
 import eprop
 from eprop import losses
@@ -24,6 +23,7 @@ from experiments.benchmarks import (
     spike_storage,
     stream_memory,
 )
+from tests.test_experiments import assert_drawn, assert_options, help_of
 
 pytestmark = pytest.mark.experiment
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_experiments import assert_drawn, assert_options, help_of
 
 from eprop import environments
 from eprop.files import read_rows
 from experiments import breakout as experiment
 from figures import breakout as figure
+from tests.test_experiments import assert_drawn, assert_options, help_of
 
 pytestmark = pytest.mark.experiment
 

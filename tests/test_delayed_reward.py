@@ -6,7 +6,6 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
-from test_experiments import assert_drawn, assert_options, help_of
 
 import eprop
 from eprop.files import read_rows
@@ -14,6 +13,7 @@ from eprop.tasks import EvidenceAccumulation
 from experiments import delayed_reward as experiment
 from experiments.learners import make_rule
 from figures import delayed_reward as figure
+from tests.test_experiments import assert_drawn, assert_options, help_of
 
 pytestmark = pytest.mark.experiment
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_experiments import assert_drawn, assert_options, help_of
 
 import eprop
 from eprop.files import read_rows
@@ -16,6 +15,7 @@ from experiments import digits as experiment
 from experiments.learners import make_rule
 from figures import digits as figure
 from figures import finished
+from tests.test_experiments import assert_drawn, assert_options, help_of
 
 RESULTS = finished.RESULTS / "digits"
 pytestmark = pytest.mark.experiment

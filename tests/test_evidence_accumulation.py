@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_experiments import assert_drawn, assert_options, help_of
 
 import eprop
 from eprop.files import read_rows
 from eprop.tasks import EvidenceAccumulation
 from experiments import evidence_accumulation as experiment
 from figures import evidence_accumulation as figure
+from tests.test_experiments import assert_drawn, assert_options, help_of
 
 pytestmark = pytest.mark.experiment
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from test_evidence_accumulation import SMALL
-from test_experiments import assert_drawn, assert_options, help_of
 
 from experiments import evidence_accumulation
 from experiments import fig3_evidence_accumulation as experiment
 from figures import fig3_evidence_accumulation as figure
+from tests.test_experiments import assert_drawn, assert_options, help_of
 
 pytestmark = pytest.mark.experiment
 

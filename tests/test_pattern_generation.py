@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_experiments import assert_drawn, assert_options, help_of
 
 import eprop
 from eprop import files
@@ -19,6 +18,7 @@ from experiments import pattern_generation as experiment
 from experiments import patterns
 from figures import figS7_pattern_generation as figure
 from figures import finished
+from tests.test_experiments import assert_drawn, assert_options, help_of
 
 RESULTS = finished.RESULTS / "pattern_generation"
 pytestmark = pytest.mark.experiment

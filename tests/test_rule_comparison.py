@@ -7,7 +7,6 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_experiments import assert_drawn, assert_options, help_of
 from test_pattern_generation import SETTING
 
 import eprop
@@ -15,6 +14,7 @@ from eprop.files import read_rows
 from experiments import patterns
 from experiments import rule_comparison as experiment
 from figures import rule_comparison as figure
+from tests.test_experiments import assert_drawn, assert_options, help_of
 
 pytestmark = pytest.mark.experiment
 

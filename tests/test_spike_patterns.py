@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_experiments import assert_drawn, assert_options, help_of
 
 import eprop
 from eprop.files import read_rows
@@ -15,6 +14,7 @@ from experiments import spike_patterns as experiment
 from experiments.learners import make_rule
 from figures import finished
 from figures import spike_patterns as figure
+from tests.test_experiments import assert_drawn, assert_options, help_of
 
 RESULTS = finished.RESULTS / "spike_patterns"
 pytestmark = pytest.mark.experiment
