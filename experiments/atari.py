@@ -243,7 +243,9 @@ def train(config: Config, progress: bool = True) -> tuple[eprop.RewardState, dic
     then by all and its score; and seconds, how many of them the emulator's.
     """
     learner, games = make_learner(config), make_games(config)
-    state = learner.init(config.batch_size, key_of(config.seed, "training"), dtype=learner.network.dtype)
+    state = learner.init(
+        config.batch_size, key_of(config.seed, "training"), dtype=learner.network.dtype
+    )
     path = config.folder / "checkpoint.eprop"
     state, so_far = load(path, state)
     begun = int(state.n_decisions)
