@@ -102,7 +102,7 @@ class Config:
     """c, by which the policy's entropy is rewarded."""
     rate_target_hz: float = 20.0
     """Firing rate that the penalty draws each neuron to, in Hz."""
-    rate_penalty: float = 0.01
+    rate_penalty: float = 0.5
     """Weight of the firing-rate penalty at each step, of squared rates in (spikes/ms)²."""
     decisions: int = 500
     """Decisions of each environment in an iteration."""
