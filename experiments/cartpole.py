@@ -6,7 +6,7 @@ weights change while episodes go on; each synapse keeps what it is to be credite
 `--velocities` it sees where cart and pole are but not how fast they move: it has to remember.
 
 It learns in an environment written in JAX, with the equations of Gymnasium's CartPole-v1, and is
-tested at the end in Gymnasium's own: episodes of greedy actions, looked at once.
+tested at the end in Gymnasium's own: episodes of actions drawn from its policy, looked at once.
 Several seeds are trained one after another. A run can be interrupted at any time: the same command
 goes on from the last checkpoint.
 """
@@ -258,9 +258,11 @@ def test(config: Config, network: eprop.Network, seed: int) -> tuple[np.ndarray,
     @eqx.filter_jit
     def decide(neurons, observations, key):
         observations = observations.astype(network.dtype)
-        x = jax.vmap(code, out_axes=1)(observations, jax.random.split(key, n))
+        of_actions, of_code = jax.random.split(key)
+        x = jax.vmap(code, out_axes=1)(observations, jax.random.split(of_code, n))
         neurons, trajectory = network.run(neurons, x)
-        return neurons, jnp.argmax(trajectory.outputs[-1, :, :-1], axis=-1), x, trajectory
+        actions = jax.random.categorical(of_actions, trajectory.outputs[-1, :, :-1])
+        return neurons, actions, x, trajectory
 
     environments = GymnasiumEnvironments(gymnasium.make_vec("CartPole-v1", num_envs=n))
     key = key_of(seed, "test")

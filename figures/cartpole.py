@@ -123,7 +123,7 @@ def _test(axes: Axes, runs: Sequence[Run]) -> None:
     axes.axvline(REQUIRED, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
     axes.set(
         title="c   Test: seeds, and mean (bar)",
-        xlabel=f"decisions of at most {runs[0].summary['limit']}, greedy",
+        xlabel=f"decisions of at most {runs[0].summary['limit']}",
         xlim=(0, 1.05),
         ylim=(len(runs) - 0.5, -0.5),
     )
