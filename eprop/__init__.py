@@ -35,7 +35,7 @@ from .layer import Layer, LayerState
 from .network import BPTT, AbstractRule, Network
 from .online import Info, LearnerState, OnlineLearner
 from .readout import Readout
-from .rewards import RewardLearner, RewardState
+from .rewards import Played, RewardInfo, RewardLearner, RewardState
 from .rules import EProp, apply_updates, grad, value_and_grad
 from .running_rates import RatePenalty
 from .streaming import stream_value_and_grad
@@ -82,9 +82,11 @@ __all__ = [
     "Network",
     "NetworkState",
     "OnlineLearner",
+    "Played",
     "RandomFeedback",
     "RatePenalty",
     "Readout",
+    "RewardInfo",
     "RewardLearner",
     "RewardState",
     "RotatingBuffer",

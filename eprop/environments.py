@@ -10,6 +10,15 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from . import checks
 
+__all__ = [
+    "AbstractEnvironment",
+    "GymnasiumEnvironments",
+    "Situation",
+    "Transition",
+    "VectorTransition",
+    "reset",
+]
+
 
 class Transition(NamedTuple):
     """What a step of an `AbstractEnvironment` comes to."""

@@ -25,6 +25,7 @@ from . import checks
 from .checks import Parameter
 
 __all__ = [
+    "actor_critic",
     "firing_rate_penalty",
     "mean_squared_error",
     "running_rate_penalty",
