@@ -8,11 +8,11 @@ import shutil
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from test_evidence_accumulation import SMALL
 
 from experiments import evidence_accumulation
 from experiments import fig3_evidence_accumulation as experiment
 from figures import fig3_evidence_accumulation as figure
+from tests.test_evidence_accumulation import SMALL
 from tests.test_experiments import assert_drawn, assert_options, help_of
 
 pytestmark = pytest.mark.experiment

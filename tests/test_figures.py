@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from test_layers import imported
 
 from experiments import numerical_verification
 from figures import evidence_accumulation, finished, make_all
 from tests.test_experiments import assert_drawn
+from tests.test_layers import imported
 
 ROOT = Path(__file__).parent.parent
 MODULES = make_all.modules()

@@ -7,7 +7,6 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_pattern_generation import SETTING
 
 import eprop
 from eprop.files import read_rows
@@ -15,6 +14,7 @@ from experiments import patterns
 from experiments import rule_comparison as experiment
 from figures import rule_comparison as figure
 from tests.test_experiments import assert_drawn, assert_options, help_of
+from tests.test_pattern_generation import SETTING
 
 pytestmark = pytest.mark.experiment
 
