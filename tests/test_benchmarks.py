@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from comparison import assert_trees_close
 
 import eprop
 from eprop import losses
@@ -23,6 +22,7 @@ from experiments.benchmarks import (
     spike_storage,
     stream_memory,
 )
+from tests.comparison import assert_trees_close
 from tests.test_experiments import assert_drawn, assert_options, help_of
 
 pytestmark = pytest.mark.experiment
