@@ -3,7 +3,8 @@
 From what a neuron is to how a network learns, each room built on those before:
 `cells` and `synapses` make a `layer`, layers and a `readout` a `network`; `traces` follow what
 each synapse did; `recursion`, `windowed` and `reverse` make gradients of them, and `adjoint` a
-derivative of the network's run; `rules` choose it, `online`, `streaming` and `training` use it.
+derivative of the network's run; `rules` choose it; `online`, `streaming`,
+`rewards` and `training` use it.
 """
 
 from . import checkpoints, compiled, environments, losses
