@@ -8,7 +8,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Bool
 
 Parameter = float | tuple[float, ...]
 """A constant of a cell: one number, or one per neuron."""
@@ -237,6 +237,12 @@ def all_finite(arrays: dict[str, Array], guarded: Array) -> Array:
     bad, messages = zip(*traced, strict=True)
     bad = jnp.stack(bad)
     return eqx.branched_error_if(guarded, bad.any(), jnp.argmax(bad), messages)
+
+
+def are_finite(tree: Any) -> Bool[Array, ""]:
+    """Whether there is neither NaN nor infinity in the leaves, as an array."""
+    inexact = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    return jnp.stack([jnp.ones((), bool), *(jnp.isfinite(x).all() for x in inexact)]).all()
 
 
 def indices(name: str, value: ArrayLike, n: int) -> Array:

@@ -4,7 +4,7 @@ A membrane potential with one α is the presynaptic activity filtered by α, wha
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -89,32 +89,24 @@ def _constants(cell: AbstractCell, *args: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
-def lead_common(
-    common: Sequence[CommonVector | None],
-    vectors: list[Array],
-    n_steps: int,
-    weighted: Callable[[Float[np.ndarray, "time d"]], Float[Array, "batch n_pre d"]],
-) -> list[Float[Array, "batch n_pre"] | None]:
-    """The common vectors after some steps: Σ_t D^(K-t) b pre_t + D^K ε; `None` for the others.
+class CommonLead(NamedTuple):
+    """How some steps take the common vectors ε over: power ε + Σ_t response_t pre_t."""
 
-    `weighted` sums presynaptic activity over time, by the weights of each step.
-    """
-    if not any(common):
-        return [None] * len(common)
-    d = len(common)
-    matrix = np.array([row.state if row else [0.0] * d for row in common])
-    b = np.array([row.current if row else 0.0 for row in common])
-    response, power = [], np.eye(d)
+    power: Float[np.ndarray, "m m"]
+    response: Float[np.ndarray, "time m"]
+
+
+def lead_common(common: Sequence[CommonVector | None], n_steps: int) -> CommonLead:
+    """Of the m hidden variables that are common: D^K, and D^(K-t) b of each of K steps."""
+    which = [k for k, row in enumerate(common) if row is not None]
+    rows = [row for row in common if row is not None]
+    matrix = np.array([[row.state[k] for k in which] for row in rows]).reshape(len(rows), len(rows))
+    b = np.array([row.current for row in rows])
+    response, power = [], np.eye(len(rows))
     for _ in range(n_steps):  # from the last step back
         response.append(power @ b)
         power = power @ matrix
-    new = weighted(np.array(response[::-1]))
-
-    def lead(k):
-        old = sum(float(power[k, i]) * vectors[i] for i, row in enumerate(common) if row)
-        return old + new[..., k]
-
-    return [None if row is None else lead(k) for k, row in enumerate(common)]
+    return CommonLead(power, np.array(response[::-1]))
 
 
 def step_common(

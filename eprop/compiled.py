@@ -20,9 +20,10 @@ from jaxtyping import Array, Bool, Float
 from .kernels import (
     Drive,
     Events,
-    Lead,
+    Leads,
     Neurons,
     NotTranslatable,
+    Traces,
     event_currents,
     event_traces,
     lead_traces,
@@ -149,14 +150,30 @@ class CompiledLayer:
             "1 on their way in delays: give all of them as numbers",
         )
 
+    def lead(
+        self,
+        start: LayerState,
+        below: Array,
+        spikes: Array,
+        traces: Traces,
+        leads: Leads,
+        total: Float[Array, "n_pre n"],
+    ) -> tuple[Traces, Float[Array, "n_pre n"]]:
+        """`lead_traces` of all dense synapses."""
+        for rows, events, graded in self._seen(start, below, spikes):
+            traces, total = lead_traces(events, rows.start, traces, leads, total)
+            if graded is not None:
+                traces = _with_graded(traces, rows, graded, leads)
+        return traces, total
+
     def arrived(
         self,
         start: LayerState,
         below: Array,
         spikes: Array,
         post: Float[Array, "time batch n"],
-        total: Float[Array, "batch fan_in n"],
-    ) -> Float[Array, "batch fan_in n"]:
+        total: Float[Array, "batch n_pre n"],
+    ) -> Float[Array, "batch n_pre n"]:
         """`total` + Σ_t (what a dense synapse has seen) · post_t of each example."""
         for rows, events, graded in self._seen(start, below, spikes):
             if graded is None:
@@ -164,33 +181,6 @@ class CompiledLayer:
             else:
                 total = total.at[:, rows].add(jnp.einsum("tbf,tbj->bfj", graded, post))
         return total
-
-    def lead(
-        self,
-        start: LayerState,
-        below: Array,
-        spikes: Array,
-        traces: tuple[Sequence[Array], Array],
-        signals: Sequence[Array],
-        leads: Sequence[Lead],
-        faded: float,
-        total: Float[Array, "n_pre n"],
-    ) -> tuple[list[Array], Array, Array]:
-        """`lead_traces` of all dense synapses; the traces are `(vectors, filtered)`."""
-        vectors, filtered = list(traces[0]), traces[1]
-        full = [k for k, x in enumerate(vectors) if x.ndim == 3]
-        for rows, events, graded in self._seen(start, below, spikes):
-            found, filtered, total = lead_traces(
-                events, rows.start, vectors, filtered, signals, leads, faded, total
-            )
-            if graded is not None:
-                *found, filtered = (
-                    x.at[:, rows].add(jnp.einsum("tbf,tbj->bfj", graded, lead.r))
-                    for x, lead in zip([*found, filtered], leads, strict=True)
-                )
-            for k, x in zip(full, found, strict=True):
-                vectors[k] = x
-        return [vectors[k] for k in full], filtered, total
 
     def _seen(
         self, start: LayerState, below: Array, spikes: Array
@@ -259,3 +249,17 @@ def at_once(
     outputs = network.readout(drive, start.outputs)
     end = NetworkState(tuple(ends), outputs[-1])
     return Response(end, Trajectory(outputs, tuple(layers)), tuple(records))
+
+
+def _with_graded(traces: Traces, rows: slice, graded: Array, leads: Leads) -> Traces:
+    """The traces, and what the window makes of presynaptic activity that is not 0 or 1."""
+    response = jnp.asarray(leads.response, graded.dtype)
+    common = [
+        x.at[:, rows].add(jnp.einsum("tbf,t->bf", graded, of_common))
+        for x, of_common in zip(traces.common, response.T, strict=True)
+    ]
+    *full, filtered = (
+        x.at[:, rows].add(jnp.einsum("tbf,tbj->bfj", graded, r))
+        for x, r in zip([*traces.full, traces.filtered], leads.r, strict=True)
+    )
+    return Traces(common, full, filtered)

@@ -28,7 +28,7 @@ from .evaluation import (
 from .learner_state import restarted
 from .network import Network, by_layer
 from .record import Block, block_steps
-from .running_rates import RatePenalty, RunningRates, follow
+from .running_rates import RatePenalty, RunningRates, follow, rates_of_steps
 from .sequences import Blocks, leaky_filter
 from .signals import CreditSignal
 from .trajectory import NetworkState
@@ -122,18 +122,20 @@ def respond(
     fitting = block_steps(network.layers, steps, batch)
     length = next(length for length in range(fitting, 0, -1) if steps % length == 0)
 
-    def penalty_of(spikes: Array, before: RunningRates) -> tuple[Array, RunningRates]:
-        followed, last = follow(before, spikes, dt=network.dt, tau=tau_rate)
-        nothing = jnp.zeros((), network.dtype)
-        return nothing if penalty is None else penalty.of(followed), last
+    average = {"dt": network.dt, "tau": tau_rate}
+
+    def penalty_of(spikes: Array, before: RunningRates) -> Array:
+        assert penalty is not None
+        return penalty.of(rates_of_steps(before, spikes, **average))
 
     def piece(before: tuple[NetworkState, RunningRates], x: Array):
         neurons, rates = before
         neurons, trajectory, records = forward(network, neurons, x, None, n_steps=length)
         spikes = jnp.concatenate([layer.spikes for layer in trajectory.layers], axis=-1)
-        d_spikes, rates = jax.grad(penalty_of, has_aux=True)(spikes, rates)
+        d_spikes = None if penalty is None else jax.grad(penalty_of)(spikes, rates)
+        rates = follow(rates, spikes, **average)
         blocks = tuple(jax.tree.map(lambda x: x[0], layer.whole) for layer in records)
-        return (neurons, rates), (blocks, None if penalty is None else d_spikes)
+        return (neurons, rates), (blocks, d_spikes)
 
     pieces = x.reshape(-1, length, *x.shape[1:])
     (neurons, rates), (blocks, d_spikes) = jax.lax.scan(piece, (neurons, rates), pieces)

@@ -265,6 +265,15 @@ class Network(eqx.Module):
 
         Use the network that is returned: where weights are traced, it holds the error.
         """
+        inputs = self.fitting(inputs)
+        guarded = checks.all_finite(self.floats(inputs), guarded=self.w_out)
+        return eqx.tree_at(lambda net: net.readout.weights, self, guarded), inputs
+
+    def fitting(self, inputs: ArrayLike) -> Array:
+        """`inputs` as an array; an error if they or the weights are not what is needed.
+
+        Their values are not looked at.
+        """
         weights = {
             f".layers[{i}].{kind}.weights": synapses.weights
             for i, layer in enumerate(self.layers)
@@ -289,19 +298,22 @@ class Network(eqx.Module):
                 f"network.w_out has shape {self.w_out.shape}, but {(n_seen[0], self.n_out)} is "
                 f"needed here"
             )
-        floats = {
-            self._name(f".layers{jax.tree_util.keystr(path)}"): array
-            for path, array in jax.tree_util.tree_leaves_with_path(self.layers)
-            if eqx.is_inexact_array(array)
-        }
+        if self.readout_bias is not None:
+            checks.float_array("network.readout_bias", self.readout_bias, (self.n_out,))
+        for name, array in self.floats().items():
+            checks.float_array(name, array, array.shape, self.dtype)
+        return inputs
+
+    def floats(self, inputs: Array | None = None) -> dict[str, Array]:
+        """What must be finite, by the names that a user knows: inputs, weights, constants."""
+        floats = {} if inputs is None else {"inputs": inputs}
+        for path, array in jax.tree_util.tree_leaves_with_path(self.layers):
+            if eqx.is_inexact_array(array):
+                floats[self._name(f".layers{jax.tree_util.keystr(path)}")] = array
         floats["network.w_out"] = self.w_out
         if self.readout_bias is not None:
             floats["network.readout_bias"] = self.readout_bias
-            checks.float_array("network.readout_bias", self.readout_bias, (self.n_out,))
-        for name, array in floats.items():
-            checks.float_array(name, array, array.shape, self.dtype)
-        guarded = checks.all_finite({"inputs": inputs, **floats}, guarded=self.w_out)
-        return eqx.tree_at(lambda net: net.readout.weights, self, guarded), inputs
+        return floats
 
     def _name(self, path: str) -> str:
         """What a user calls a leaf: `network.w_in`, if there is one layer."""

@@ -17,7 +17,7 @@ from .evaluation import NetworkGradients, zero_gradients
 from .network import Network
 from .pieces import NO_SUM_OVER_TIME, Progress, evaluate_piece, init_progress, is_sum_over_time
 from .rules import EProp, Loss, call_loss
-from .running_rates import RatePenalty, RunningRates, follow, start_rates
+from .running_rates import RatePenalty, RunningRates, follow, rates_of_steps, start_rates
 from .traces import trace_norms
 from .trajectory import Trajectory
 from .weights import random_key
@@ -182,13 +182,14 @@ class OnlineLearner(eqx.Module):
 
         Raises as `run` does.
         """
-        x_t, done = checks.array("x_t", x_t), None if done is None else jnp.asarray(done)
-        checks.no_lists("target_t", target_t)
-        with_time = jax.tree.map(
-            lambda x: jnp.asarray(checks.native(x))[None], (x_t, target_t, done)
-        )
-        state, now = self._checked(state, with_time)
-        return self._settled(state, _step(self, state, now))
+        now = (x_t, target_t, done)
+        if not _is_plain((state, now)):
+            x_t, done = checks.array("x_t", x_t), None if done is None else jnp.asarray(done)
+            checks.no_lists("target_t", target_t)
+            now = jax.tree.map(lambda x: jnp.asarray(checks.native(x)), (x_t, target_t, done))
+            state, _ = self._checked(state, _with_time(now))
+        *result, is_finite = _step(self, state, now)
+        return self._checked_result(state, _with_time(now), result, is_finite)
 
     def run(self, state: LearnerState, chunk: tuple[Any, ...]) -> tuple[LearnerState, Info]:
         """A chunk of steps: as many `step`s, in a fraction of the time.
@@ -206,22 +207,19 @@ class OnlineLearner(eqx.Module):
                 f"(inputs, targets, done)"
             )
         inputs, targets, done = (*chunk, None)[:3]
-        state, now = self._checked(state, (inputs, targets, done))
-        n_steps = len(now[0])
-        if n_steps % self.update_every:
-            raise ValueError(
-                f"the chunk has {n_steps} steps, no multiple of update_every = "
-                f"{self.update_every}: give whole updates, or use step"
-            )
+        now = (inputs, targets, done)
+        if not _is_plain((state, now)):
+            state, now = self._checked(state, now)
         if not isinstance(state.since_update, jax.core.Tracer) and state.since_update:
             raise ValueError(
                 f"the state is {state.since_update} steps past its last update, of update_every = "
                 f"{self.update_every}: use step until the next"
             )
-        state_after, info, is_sum = _run(self, state, now)
+        *result, is_sum, is_finite = _run(self, state, now)
         if not isinstance(is_sum, jax.core.Tracer) and not is_sum:
+            self._checked(state, now)  # of NaN nothing is the sum
             raise ValueError(NO_SUM_OVER_TIME.format(n=self._looked_at))
-        return self._settled(state, (state_after, info))
+        return self._checked_result(state, now, result, is_finite)
 
     def predict(self, state: LearnerState, inputs: ArrayLike) -> tuple[LearnerState, Trajectory]:
         """The network's response to further steps `[time, batch, n_in]`, without learning.
@@ -251,10 +249,16 @@ class OnlineLearner(eqx.Module):
 
     def _checked(self, state: LearnerState, now: Any) -> tuple[LearnerState, Any]:
         """State and data, if they are this learner's; where traced, the state holds the error."""
+        state, now = self._fitting(state, now)
+        network, _ = state.network.checked(now[0])
+        return state._replace(network=network), now
+
+    def _fitting(self, state: LearnerState, now: Any) -> tuple[LearnerState, Any]:
+        """The same without a look at their numbers, so once for each compiled program will do."""
         checks.instance("state", state, LearnerState, "learner.init(batch)")
         state = learner_state.fitting(state, self.kinds, self.init)
         inputs, targets, done = now
-        network, inputs = state.network.checked(inputs)
+        inputs = state.network.fitting(inputs)
         n_steps, batch = inputs.shape[:2]
         of_state = state.progress.network.outputs.shape[0]
         if batch != of_state:
@@ -271,20 +275,25 @@ class OnlineLearner(eqx.Module):
                     f"done has shape {done.shape} and dtype {done.dtype}, but must be a boolean "
                     f"for each example, and each step of a chunk: {(n_steps, batch)}"
                 )
-        return state._replace(network=network), (inputs, jax.tree.map(checks.native, targets), done)
+        return state, (inputs, jax.tree.map(checks.native, targets), done)
 
-    def _settled(
-        self, before: LearnerState, result: tuple[LearnerState, Info]
-    ) -> tuple[LearnerState, Info]:
-        """The new state and info; `FloatingPointError` if what was learned is not finite.
+    def _learned(self, state: LearnerState, info: Info) -> Learned:
+        """What must be finite after a step or chunk.
 
-        Non-finite weights stay non-finite, so one check at the end suffices.
+        Non-finite weights stay non-finite, so it suffices to look at the end.
         """
+        return Learned(info.loss, state.gradients, self._part(state.network))
+
+    def _checked_result(
+        self, before: LearnerState, now: Any, result: Any, is_finite: Array
+    ) -> tuple[LearnerState, Info]:
+        """The new state and info; an error that names what of them is not finite, or was before."""
         state, info = result
-        learned = Learned(info.loss, state.gradients, self._part(state.network))
-        found = learner_state.first_not_finite(learned)
-        if found is None:
-            return result
+        if isinstance(is_finite, jax.core.Tracer) or is_finite:
+            return state, info
+        self._checked(before, now)
+        found = learner_state.first_not_finite(self._learned(state, info))
+        assert found is not None, "what was not finite is"
         name, x = found
         n_steps = int(state.n_steps)
         if x is info.loss and x.ndim:
@@ -297,36 +306,77 @@ class OnlineLearner(eqx.Module):
 
 
 @eqx.filter_jit
-def _step(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info]:
+def _step(
+    learner: OnlineLearner, before: LearnerState, now: Any
+) -> tuple[LearnerState, Info, Array]:
+    """One step, and whether all is finite that must be."""
+    state, now = learner._fitting(before, _with_time(now))
+    given = before.network.floats(now[0])
     state, seen = _observe(learner, state, now)
     is_due = state.since_update >= learner.update_every  # more, if it was another learner's
     state, _ = loops.cond(
         is_due, lambda x, _: (_update(learner, x), None), lambda x, _: (x, None), state, None
     )
-    return state, _info(state, _each_step(lambda x: x[0], seen))
+    info = _info(state, _each_step(lambda x: x[0], seen))
+    return state, info, checks.are_finite((given, learner._learned(state, info)))
 
 
 @eqx.filter_jit
-def _run(learner: OnlineLearner, state: LearnerState, now: Any) -> tuple[LearnerState, Info, Array]:
-    """The chunk, and whether the loss is a sum over time, as far as its first steps show."""
+def _run(
+    learner: OnlineLearner, before: LearnerState, now: Any
+) -> tuple[LearnerState, Info, Array, Array]:
+    """The chunk; whether the loss is a sum over time, as far as its first steps show; and whether
+    all is finite that must be.
+    """
+    state, now = learner._fitting(before, now)
+    given, n_steps = before.network.floats(now[0]), len(now[0])
+    if n_steps % learner.update_every:
+        raise ValueError(
+            f"the chunk has {n_steps} steps, no multiple of update_every = "
+            f"{learner.update_every}: give whole updates, or use step"
+        )
 
     def cut(tree, length):
         return jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, length, *x.shape[1:]), tree)
 
     def one_update(state, now):
+        state = state._replace(gradients=zero_gradients(state.network))
         of_window = functools.partial(_observe, learner)
         state, seen = loops.scan(of_window, state, cut(now, learner._window))
-        return _update(learner, state), seen._replace(loss=seen.loss.sum())
+        state = _update(learner, state)._replace(gradients=None)  # not to be carried
+        return state, seen._replace(loss=seen.loss.sum())
 
     is_sum = jnp.ones((), bool)
     if learner._window > 1:
         inputs, targets, _ = jax.tree.map(lambda x: jnp.asarray(x)[: learner._looked_at], now)
         _, trajectory = state.network.run(state.progress.network, inputs)
         is_sum = is_sum_over_time(learner.loss, trajectory, targets, learner.has_aux)
-    state, seen = loops.scan(one_update, state, cut(now, learner.update_every))
+    start, gradients = state._replace(gradients=None), state.gradients
+    state, seen = loops.scan(one_update, start, cut(now, learner.update_every))
+    state = state._replace(gradients=jax.tree.map(jnp.zeros_like, gradients))
     # [update, window, step, ...] -> [time, ...]
     seen = _each_step(lambda x: x.reshape(-1, *x.shape[3:]), seen)
-    return state, _info(state, seen), is_sum
+    info = _info(state, seen)
+    return state, info, is_sum, checks.are_finite((given, learner._learned(state, info)))
+
+
+def _with_time(now: Any) -> Any:
+    """One step as a sequence of one."""
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], now)
+
+
+def _is_plain(tree: Any) -> bool:
+    """Whether all leaves are arrays whose numbers are known: the compiled program checks these.
+
+    Or functions, which a cell may hold.
+    """
+
+    def is_plain(x: Any) -> bool:
+        if isinstance(x, np.ndarray):
+            return x.dtype.isnative and x.dtype.kind in "biuf"
+        return callable(x) or (isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer))
+
+    return all(map(is_plain, jax.tree.leaves(tree)))
 
 
 def _info(state: LearnerState, seen: Observed) -> Info:
@@ -358,10 +408,10 @@ def _observe(
         remedy = "say how each step was, such as jnp.sum(error**2, axis=(1, 2))"
         checks.each_step("aux", aux, len(trajectory.outputs), remedy)
         spikes = jnp.concatenate([layer.spikes for layer in trajectory.layers], axis=-1)
-        rates, last = follow(before, spikes, dt=learner.network.dt, tau=learner.tau_rate)
+        average = {"dt": learner.network.dt, "tau": learner.tau_rate}
         if learner.rate_penalty is not None:
-            value = value + learner.rate_penalty.of(rates)
-        return value, (last, aux)
+            value = value + learner.rate_penalty.of(rates_of_steps(before, spikes, **average))
+        return value, (follow(before, jax.lax.stop_gradient(spikes), **average), aux)
 
     def stretch(state: LearnerState, now: Any) -> tuple[LearnerState, Observed]:
         inputs, targets, done = now

@@ -65,9 +65,9 @@ def reverse(
     """From the last block to the first.
 
     **Arguments:** `b`: the feedback matrix; `signals`: with the error led back through the
-    readout's leak; `so_far`: a sum of gradients, to which this is added; `units`: other functions
-    whose derivatives with respect to the currents are wanted; `of_below`: whether that of the loss
-    with respect to the activity below is.
+    readout's leak; `so_far`: a sum of gradients, to which this one is added; `units`: other
+    functions whose derivatives with respect to the currents are wanted; `of_below`: whether that
+    of the loss with respect to the activity below is.
     """
     fast = compiled(layer, len(signals.error))
     if fast is not None and blocks.whole.spikes.dtype == bool:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 
 class RatePenalty(NamedTuple):
@@ -41,15 +41,30 @@ def start_rates(n: int, dtype: Any) -> RunningRates:
 
 
 def follow(
-    before: RunningRates, spikes: Float[Array, "time batch n_rec"], *, dt: float, tau: float
-) -> tuple[Float[Array, "time n_rec"], RunningRates]:
-    """r_t = r_{t-1} + (z_t - r_{t-1}) / span_t of each step in Hz, and what is left to carry.
+    before: RunningRates, spikes: Shaped[Array, "time batch n_rec"], *, dt: float, tau: float
+) -> RunningRates:
+    """r_t = r_{t-1} + (z_t - r_{t-1}) / span_t in Hz, after all steps.
 
-    Differentiable by z_t alone: r_{t-1} is held. **Arguments:** `dt`: time step in ms; `tau`: time
-    constant of the average in ms, beyond which old spikes are forgotten.
+    **Arguments:** `dt`: time step in ms; `tau`: time constant of the average in ms, beyond which
+    old spikes are forgotten.
     """
-    now = spikes.mean(1) * (1000 / dt)
-    longest = max(1.0, tau / dt)
+    n_steps, dtype, longest = len(spikes), before.rates.dtype, _longest(dt, tau)
+    # So many steps count alike, as those before did; each one after that forgets a little.
+    n_alike = jnp.clip(jnp.floor(longest - before.span), 0, n_steps)
+    span, step = before.span + n_alike, jnp.arange(1, n_steps + 1, dtype=dtype)
+    kept = 1 - 1 / longest
+    weights = kept ** (n_steps - jnp.maximum(step, n_alike))
+    weights = weights / jnp.where(step > n_alike, longest, span)
+    of_before = kept ** (n_steps - n_alike) * jnp.where(n_alike > 0, before.span / span, 1)
+    rates = of_before * before.rates + weights @ _now(spikes, dt, dtype)
+    return RunningRates(rates, jnp.minimum(before.span + n_steps, longest))
+
+
+def rates_of_steps(
+    before: RunningRates, spikes: Float[Array, "time batch n_rec"], *, dt: float, tau: float
+) -> Float[Array, "time n_rec"]:
+    """The same after each of the steps, differentiable by z_t alone: r_{t-1} is held."""
+    now, longest = _now(spikes, dt, before.rates.dtype), _longest(dt, tau)
 
     def step(before: RunningRates, seen: Array) -> tuple[RunningRates, RunningRates]:
         span = jnp.minimum(before.span + 1, longest)
@@ -57,5 +72,15 @@ def follow(
         return after, after
 
     held = jax.lax.stop_gradient(now)
-    last, (rates, spans) = jax.lax.scan(step, before, held)
-    return rates + (now - held) / spans[:, None], last
+    _, (rates, spans) = jax.lax.scan(step, before, held)
+    return rates + (now - held) / spans[:, None]
+
+
+def _now(spikes: Array, dt: float, dtype: Any) -> Float[Array, "time n_rec"]:
+    """Each step's rates in Hz."""
+    return spikes.astype(dtype).mean(1) * (1000 / dt)
+
+
+def _longest(dt: float, tau: float) -> float:
+    """Steps that are averaged over, at most."""
+    return max(1.0, tau / dt)

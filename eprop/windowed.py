@@ -5,8 +5,6 @@ its first step. What leaves it are the old vectors, led through the window by th
 its last hidden variables (unit signals of the reverse pass), and what has arrived in it.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +14,7 @@ from .cells import Port, hidden_variables
 from .common_vectors import CommonVector, common_traces, lead_common
 from .compiled import compiled
 from .constant_traces import ConstantTraces, collect_constants, lead_constants
-from .kernels import Events, Lead, event_traces
+from .kernels import Events, Leads, Traces, event_traces
 from .layer import Layer
 from .record import Block, whole_run
 from .replay import neurons_of
@@ -72,48 +70,39 @@ def window_gradients(
     start, below, spikes = whole_run(blocks)
     fast = compiled(layer, len(error)) if spikes.dtype == bool else None
     pre = layer.presynaptic(start, below, spikes.astype(layer.dtype))
-    n_steps, batch = signals.error.shape[:2]
+    n_steps = len(signals.error)
     faded = kappa**n_steps
-
-    def weighted(kind: str, weights: Float[np.ndarray, "time m"]) -> Float[Array, "batch n_pre m"]:
-        """Σ_t (what synapses have seen) · weights_t."""
-        by_time = jnp.asarray(weights, layer.dtype)
-        if fast is None or kind != "dense":
-            return jnp.einsum("tbi,tm->bim", pre[kind], by_time)
-        shape = (n_steps, batch, weights.shape[1])
-        nothing = jnp.zeros((batch, pre[kind].shape[-1], weights.shape[1]), layer.dtype)
-        by_time = jnp.broadcast_to(by_time[:, None], shape)
-        return fast.arrived(start, below, spikes, by_time, nothing)
 
     def lead(
         kind: str, synapses: AbstractSynapses, port: Port, old: PortTraces, total: Array
-    ) -> tuple[Float[Array, "fan_in n"], PortTraces]:
-        """`total` + what the signals make of the traces before the window; those at its end."""
+    ) -> tuple[PortTraces, Float[Array, "fan_in n"]]:
+        """The traces at the end of the window; `total` + what the signals make of those before."""
         costates = layer.neurons.hidden_of(port.population, result.costates)
-        signals = [*costates, (error_before @ b.T)[:, port.neurons]]
         common, units_here = commons[port.population][port.current], unit_of[port.population]
-        leads = [
-            Lead(
-                layer.neurons.hidden_of(port.population, result.unit_costates[unit]),
-                result.unit_currents[unit][..., port.columns],
-            )
-            for unit in (*(units_here[k] for k, x in enumerate(common) if x is None), on_z)
-        ]
+        is_common = tuple(row is not None for row in common)
+        of_leads = [*(units_here[k] for k, same in enumerate(is_common) if not same), on_z]
+        leads = Leads(
+            [*costates, (error_before @ b.T)[:, port.neurons]],
+            [
+                layer.neurons.hidden_of(port.population, result.unit_costates[unit])
+                for unit in of_leads
+            ],
+            [result.unit_currents[unit][..., port.columns] for unit in of_leads],
+            faded,
+            *lead_common(common, n_steps),
+            is_common,
+        )
+        shared, full = ([x for x in old.vectors if x.ndim == rank] for rank in (2, 3))
+        traces = Traces(shared, full, old.filtered)
         if fast is not None and kind == "dense":
-            seen, traces = (start, below, spikes), (old.vectors, old.filtered)
-            full, filtered, total = fast.lead(*seen, traces, signals, leads, faded, total)
+            traces, total = fast.lead(start, below, spikes, traces, leads, total)
         else:
             vectors = [by_synapse(synapses, x, port) for x in old.vectors]
-            total = total + sum_over_batch(signals, [*vectors, old.filtered])
-            *full, last = (
-                sum_of_products(x.factors, vectors) + _arrived(synapses, port, pre[kind], x.r)
-                for x in leads
-            )
-            filtered = faded * old.filtered + last
-        leading = lead_common(common, old.vectors, n_steps, functools.partial(weighted, kind))
-        of_full = iter(full)
-        new = [next(of_full) if x is None else x for x in leading]
-        return total, PortTraces(new, filtered)
+            total = total + sum_over_batch(leads.signals, [*vectors, old.filtered])
+            traces = _led(synapses, port, traces, vectors, pre[kind], leads)
+        of_common, of_full = iter(traces.common), iter(traces.full)
+        vectors = [next(of_common if same else of_full) for same in is_common]
+        return PortTraces(vectors, traces.filtered), total
 
     def credit_after(old: Credit, signal: CreditSignal, error: Array) -> Credit:
         """F at the end of the window; `error` is the signal's, led back through the leak."""
@@ -149,8 +138,8 @@ def window_gradients(
             lead(kind, synapses, port, old, total[:, port.columns] if is_dense else nothing)
             for port, old in ports
         ]
-        new_traces[kind] = [of_port for _, of_port in led]
-        sums = jnp.concatenate([x for x, _ in led], axis=1)
+        new_traces[kind] = [of_port for of_port, _ in led]
+        sums = jnp.concatenate([x for _, x in led], axis=1)
         weights[kind] = sums if is_dense else total + synapses.collect(sums)
 
     of_constants = [
@@ -195,6 +184,28 @@ def _unit_signals(
                 units.append(UnitSignal(None, at_end))
             index += 1
     return [*units, UnitSignal(fading, zeros)], unit_of
+
+
+def _led(
+    synapses: AbstractSynapses,
+    port: Port,
+    traces: Traces,
+    vectors: list[Float[Array, "batch fan_in _"]],
+    pre: Float[Array, "time batch n_pre"],
+    leads: Leads,
+) -> Traces:
+    """The traces after the window; `vectors` are ε of each synapse before it."""
+    *full, last = (
+        sum_of_products(factors, vectors) + _arrived(synapses, port, pre, r)
+        for factors, r in zip(leads.factors, leads.r, strict=True)
+    )
+    power, response = (jnp.asarray(x, pre.dtype) for x in (leads.power, leads.response))
+    common = [
+        sum(x * y for x, y in zip(of_common, traces.common, strict=True))
+        + jnp.tensordot(weights, pre, 1)
+        for of_common, weights in zip(power, response.T, strict=True)
+    ]
+    return Traces(common, full, leads.faded * traces.filtered + last)
 
 
 def _arrived(

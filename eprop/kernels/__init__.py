@@ -8,6 +8,7 @@ from .events import event_product as event_product
 from .neurons import Neurons as Neurons
 from .neurons import neurons_of as neurons_of
 from .scalar import NotTranslatable as NotTranslatable
-from .traces import Lead as Lead
+from .traces import Leads as Leads
+from .traces import Traces as Traces
 from .traces import event_traces as event_traces
 from .traces import lead_traces as lead_traces

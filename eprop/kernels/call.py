@@ -91,6 +91,17 @@ begin:
   %sizes = load ptr, ptr %sizes.at
   %n.at = getelementptr i64, ptr %sizes, i64 {axis}
   %n = load i64, ptr %n.at
+  %size = call i64 @size(ptr %call)
+  %grains = sdiv i64 %size, {grain}
+  %worth = add i64 %grains, 1
+  %few = call i64 @llvm.smin.i64(i64 %worth, i64 %n)
+  %little = icmp sle i64 %few, 1
+  br i1 %little, label %here, label %many
+here:
+  call void @work(ptr %call, i64 0, i64 %n)
+  ret ptr null
+
+many:
   %api.at = getelementptr i8, ptr %call, i64 16
   %api = load ptr, ptr %api.at
   %context.at = getelementptr i8, ptr %call, i64 24
@@ -116,10 +127,6 @@ forget:
 
 share:
   %threads = load i64, ptr %threads.at
-  %size = call i64 @size(ptr %call)
-  %grains = sdiv i64 %size, {grain}
-  %worth = add i64 %grains, 1
-  %few = call i64 @llvm.smin.i64(i64 %worth, i64 %n)
   %useful = call i64 @llvm.smin.i64(i64 %threads, i64 %few)
   %others = sub i64 %useful, 1
   %pieces = mul i64 %threads, {pieces}

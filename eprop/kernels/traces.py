@@ -4,7 +4,6 @@ Rows of traces are those of presynaptic neurons. A window reads and writes each 
 """
 
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -18,12 +17,34 @@ from .events import STEP, Counter, Events, WrittenEvents, add_rows, each_event, 
 from .language import INDEX, Array, Code, Number
 
 
-class Lead(NamedTuple):
-    """How a window takes a trace over: led = Σ_k factor_k ε^k, and r_t for each event."""
+class Traces(NamedTuple):
+    """Of some presynaptic neurons, with a row for each."""
 
-    factors: list[Float[JaxArray, "batch n"]]
-    """Of each hidden variable's vector, before the window."""
-    r: Float[JaxArray, "time batch n"]
+    common: list[Float[JaxArray, "batch rows"]]
+    """ε of the hidden variables whose vectors are the same for all neurons."""
+    full: list[Float[JaxArray, "batch rows n"]]
+    """ε of the others."""
+    filtered: Float[JaxArray, "batch rows n"]
+    """ē."""
+
+
+class Leads(NamedTuple):
+    """What a window makes of traces: of the gradient, and of the traces themselves."""
+
+    signals: list[Float[JaxArray, "batch n"]]
+    """What the loss makes of ε of each hidden variable, and of ē."""
+    factors: list[list[Float[JaxArray, "batch n"]]]
+    """Of each full ε after the window, and of ē, what each ε before it counts ..."""
+    r: list[Float[JaxArray, "time batch n"]]
+    """... and what each event."""
+    faded: float
+    """What is left of ē."""
+    power: Float[np.ndarray, "m m"]
+    """Of each common ε after the window what those before it count ..."""
+    response: Float[np.ndarray, "time m"]
+    """... and each event."""
+    is_common: tuple[bool, ...]
+    """Of each hidden variable."""
 
 
 def event_traces(
@@ -62,118 +83,131 @@ def _traces(is_late: bool, dtype: Any) -> Operation:
 def lead_traces(
     events: Events,
     first_row: int,
-    vectors: Sequence[Float[JaxArray, "batch rows n"] | Float[JaxArray, "batch rows"]],
-    filtered: Float[JaxArray, "batch rows n"],
-    signals: Sequence[Float[JaxArray, "batch n"]],
-    leads: Sequence[Lead],
-    faded: float,
+    traces: Traces,
+    leads: Leads,
     total: Float[JaxArray, "rows n"],
-) -> tuple[list[Float[JaxArray, "batch rows n"]], JaxArray, JaxArray]:
-    """The traces of the synapses from the neurons of `events`, in the rows from `first_row` on.
+) -> tuple[Traces, Float[JaxArray, "rows n"]]:
+    """The traces from the neurons of `events`, in the rows from `first_row` on, after a window.
 
-    **Arguments:** `vectors`: ε of each hidden variable, common ones `[batch, rows]`, which stay as
-    they are; `filtered`: ē; `signals`: what the loss makes of each ε and of ē; `leads`: of each ε
-    that is not common and of ē, of which `faded` is left besides; `total`: to which the gradient
-    is added, Σ_b signals · (ε, ē).
-
-    Returns the vectors that are not common, ē, and the total.
+    To `total` the gradient is added: Σ_b signals · (ε, ē).
     """
-    common = [x for x in vectors if x.ndim == 2]
-    full = [x for x in vectors if x.ndim == 3]
-    kind = tuple(x.ndim == 2 for x in vectors)
-    n_items = leads[0].r.shape[0] * leads[0].r.shape[1]
+    dtype = total.dtype
+    n_items = leads.r[0].shape[0] * leads.r[0].shape[1]
+    of_leads = zip(leads.factors, leads.r, strict=True)
     given = [
         step(first_row),
         *events.arrays,
-        jnp.full(1, faded, filtered.dtype),
-        *signals,
-        *(x for lead in leads for x in (*lead.factors, lead.r.reshape(n_items, -1))),
-        *common,
+        jnp.full(1, leads.faded, dtype),
+        jnp.asarray(leads.power, dtype),
+        jnp.asarray(leads.response, dtype),
+        *leads.signals,
+        *(x for factors, r in of_leads for x in (*factors, r.reshape(n_items, -1))),
     ]
-    changed = [*full, filtered, total]
-    found = _lead(events.is_late, kind, filtered.dtype)(
+    changed = [*traces.common, *traces.full, traces.filtered, total]
+    found = _lead(events.is_late, leads.is_common, dtype)(
         *given,
         *changed,
         shapes=[x.shape for x in changed],
         in_place={len(given) + k: k for k in range(len(changed))},
     )
-    return found[:-2], found[-2], found[-1]
+    n_common = len(traces.common)
+    return Traces(found[:n_common], found[n_common:-2], found[-2]), found[-1]
 
 
 @functools.cache
-def _lead(is_late: bool, common: tuple[bool, ...], dtype: Any) -> Operation:
-    d, n_full = len(common), len(common) - sum(common)
+def _lead(is_late: bool, is_common: tuple[bool, ...], dtype: Any) -> Operation:
+    d, n_common = len(is_common), sum(is_common)
+    n_led = d - n_common + 1
 
     def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
         given = iter(arrays)
         first_row, events = next(given)[0].to(INDEX), WrittenEvents(is_late, given)
-        faded, signals = next(given)[0], take(given, d + 1)
-        leads = [(take(given, d), next(given)) for _ in range(n_full + 1)]
-        common_vectors = take(given, d - n_full)
-        take(given, n_full + 2)  # the traces so far are where the results are to be
-        *full, filtered, totals = given
-        led = [*full, filtered]
-        n_steps, batch, n_rows = events.now.shape[0], events.now.shape[1], last - first
-        begins, filled = code.scratch(np.int64, n_rows + 1), code.scratch(np.int64, n_rows)
-        row_of, item_of, items_of = (code.scratch(np.int64, n_steps * n_rows) for _ in range(3))
-        count = Counter(code)
-        with code.loop(batch) as b:
-            # The items, steps of this example, at which each of the neurons was 1.
-            count.reset()
-            with code.loop(n_rows + 1) as i:
-                begins[i] = code.index(0)
-            with code.loop(n_steps) as t:
-
-                def note(i: Number) -> None:
-                    k = count.next()
-                    row_of[k], item_of[k] = i, t * batch + b
-                    begins[i + 1] = begins[i + 1] + 1
-
-                each_event(code, events.at(t, b).between(first, last), note)
-            with code.loop(n_rows) as i:
-                filled[i] = begins[i]
-                begins[i + 1] = begins[i + 1] + begins[i]
-            with code.loop(count.value) as k:
-                i = row_of[k]
-                items_of[filled[i]] = item_of[k]
-                filled[i] = filled[i] + 1
-            with code.loop(n_rows) as i:
+        faded, (power, response) = next(given)[0], take(given, 2)
+        signals = take(given, d + 1)
+        leads = [(take(given, d), next(given)) for _ in range(n_led)]
+        take(given, n_common + n_led + 1)  # what was before is where the results are to be
+        common, led, (totals,) = take(given, n_common), take(given, n_led), given
+        sorted_events = SortedEvents(code, events, first, last)
+        with code.loop(events.now.shape[1]) as b:
+            sorted_events.find(b)
+            with code.loop(last - first) as i:
                 row = first_row + first + i
-                of_common, of_full = iter(common_vectors), iter(full)
-                old = [
-                    next(of_common)[b, row] if is_common else next(of_full).part(b, row)
-                    for is_common in common
-                ]
+                steps, items = sorted_events.of(i)
+                before = [x[b, row] for x in common]
+                for k, x in enumerate(common):
+                    products = [power[k, m] * y for m, y in enumerate(before)]
+                    x[b, row] = sum(products[1:], products[0])
+                    with code.loop(steps.shape[0]) as event:
+                        x[b, row] = x[b, row] + response[steps[event], k]
                 rows = [x.part(b, row) for x in led]
                 total = totals.part(row)
                 with code.loop(total.shape[0]) as j:
-                    values = [x[j] if isinstance(x, Array) else x for x in old]
-                    filtered_j = rows[-1][j]
-                    sums = total[j]
-                    for signal, x in zip(signals, [*values, filtered_j], strict=True):
-                        sums = sums + signal[b, j] * x
-                    total[j] = sums
-                    new = []
-                    for factors, _ in leads:
-                        first_product, *products = (
-                            factor[b, j] * x for factor, x in zip(factors, values, strict=True)
-                        )
-                        new.append(sum(products, first_product))
-                    new[-1] = new[-1] + faded * filtered_j
-                    for x, value in zip(rows, new, strict=True):
-                        x[j] = value
-                for (_, r), x in zip(leads, rows, strict=True):
-                    add_rows(code, items_of, begins[i + 1], r, x, begins[i])
+                    of_common, now = iter(before), [x[j] for x in rows]
+                    of_full = iter(now)
+                    old = [next(of_common) if same else next(of_full) for same in is_common]
+                    filtered = now[-1]
+                    x = total[j]
+                    for signal, y in zip(signals, [*old, filtered], strict=True):
+                        x = x + signal[b, j] * y
+                    total[j] = x
+                    for (factors, _), of_row in zip(leads, rows, strict=True):
+                        products = [x[b, j] * y for x, y in zip(factors, old, strict=True)]
+                        if of_row is rows[-1]:
+                            products.append(faded * filtered)
+                        of_row[j] = sum(products[1:], products[0])
+                for (_, r), of_row in zip(leads, rows, strict=True):
+                    add_rows(code, items, items.shape[0], r, of_row)
 
-    of_leads = [*[(dtype, 2)] * d, (dtype, 2)] * (n_full + 1)
-    changed = [*[(dtype, 3)] * (n_full + 1), (dtype, 2)]
+    changed = [*[(dtype, 2)] * n_common, *[(dtype, 3)] * n_led, (dtype, 2)]
     types = [
         STEP,
         *WrittenEvents.types(is_late),
         (dtype, 1),
-        *[(dtype, 2)] * (d + 1),
-        *of_leads,
-        *[(dtype, 2)] * (d - n_full),
+        *[(dtype, 2)] * (2 + d + 1 + n_led * (d + 1)),
         *changed,
     ]
     return Operation("lead", types, changed, (1, 2), body, pieces=1)
+
+
+class SortedEvents:
+    """The events of an example, by presynaptic neuron. Ask for it before any loop."""
+
+    def __init__(self, code: Code, events: WrittenEvents, first: Number, last: Number):
+        """**Arguments:** `first`, `last`: of the neurons from one to before another."""
+        self.code, self.events, self.first, self.last = code, events, first, last
+        self.n_steps, self.batch, _ = events.now.shape
+        n_rows = last - first
+        self.n_rows, self.count = n_rows, Counter(code)
+        self.begins, self.filled = (code.scratch(np.int64, n_rows + 1) for _ in range(2))
+        most = self.n_steps * n_rows
+        self.rows, self.steps, self.sorted_steps, self.items = (
+            code.scratch(np.int64, most) for _ in range(4)
+        )
+
+    def find(self, b: Number) -> None:
+        """Writes: those of an example."""
+        code, begins = self.code, self.begins
+        self.count.reset()
+        with code.loop(self.n_rows + 1) as i:
+            begins[i] = code.index(0)
+        with code.loop(self.n_steps) as t:
+
+            def note(i: Number) -> None:
+                k = self.count.next()
+                self.rows[k], self.steps[k] = i, t
+                begins[i + 1] = begins[i + 1] + 1
+
+            each_event(code, self.events.at(t, b).between(self.first, self.last), note)
+        with code.loop(self.n_rows) as i:
+            self.filled[i] = begins[i]
+            begins[i + 1] = begins[i + 1] + begins[i]
+        with code.loop(self.count.value) as k:
+            i, t = self.rows[k], self.steps[k]
+            at = self.filled[i]
+            self.sorted_steps[at], self.items[at] = t, t * self.batch + b
+            self.filled[i] = at + 1
+
+    def of(self, i: Number) -> tuple[Array, Array]:
+        """The steps at which a neuron was 1, and their numbers among all steps of all examples."""
+        begin, end = self.begins[i], self.begins[i + 1]
+        return self.sorted_steps.between(begin, end), self.items.between(begin, end)
