@@ -8,7 +8,7 @@ WORKERS ?= 2
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: help setup run fig3 figures test optimized reduced lint format docs clean
+.PHONY: help setup run fig3 figures test optimized reduced lint format dist docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -43,11 +43,14 @@ format: setup  ## Format the code and apply the linter's safe fixes
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+dist: setup  ## Build the source distribution and the wheel, in dist/
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build
+
 docs: $(VENV)/.docs  ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## Remove .venv, caches and the built site; results/ stays
-	rm -rf $(VENV) site build eprop.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site build dist eprop.egg-info .pytest_cache .ruff_cache .hypothesis
 	find eprop experiments figures tests -type d -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(VENV)/.setup: pyproject.toml constraints.txt

@@ -35,6 +35,7 @@ from .feedback import AbstractFeedback, AdaptiveFeedback, RandomFeedback, Symmet
 from .layer import Layer, LayerState
 from .network import BPTT, AbstractRule, Network
 from .online import Info, LearnerState, OnlineLearner
+from .padding import pad
 from .readout import Readout
 from .rewards import Played, RewardInfo, RewardLearner, RewardState
 from .rules import EProp, apply_updates, grad, value_and_grad
@@ -44,6 +45,7 @@ from .surrogate import AbstractSurrogate, Arctan, Exponential, FastSigmoid, Tria
 from .synapses import AbstractSynapses, Convolution, Dense, Sparse
 from .training import TrainState, fit, init_training, training_step
 from .trajectory import LayerTrajectory, NetworkState, Trajectory
+from .version import __version__ as __version__
 
 __all__ = [
     "ALIF",
@@ -106,6 +108,7 @@ __all__ = [
     "init_training",
     "learning_signals",
     "losses",
+    "pad",
     "stream_value_and_grad",
     "total_derivative",
     "training_step",

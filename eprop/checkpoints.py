@@ -9,7 +9,6 @@ classes, static fields, functions) what it is, in words.
 """
 
 import hashlib
-import importlib.metadata
 import io
 import json
 from itertools import zip_longest
@@ -22,6 +21,7 @@ import numpy as np
 
 from . import files, structure
 from .structure import Field, is_key, is_saved
+from .version import __version__
 
 __all__ = ["CheckpointError", "load", "read_header", "save"]
 
@@ -46,8 +46,17 @@ class Leaf(NamedTuple):
         return f"{self.path} of shape {self.shape} and dtype {self.dtype}"
 
 
-def save(path: Path, state: Any, metadata: Any = None) -> None:
+def save(path: Path | str, state: Any, metadata: Any = None) -> None:
     """Writes the arrays and numbers of `state`, whole or not at all.
+
+        >>> import eprop, jax
+        >>> def build(key):
+        ...     return eprop.Network(eprop.LIF(9), n_in=5, n_out=1, key=jax.random.key(key))
+        >>> network = build(0)
+        >>> eprop.checkpoints.save("network.eprop", network, metadata={"classes": 3})
+        >>> loaded, metadata = eprop.checkpoints.load("network.eprop", like=build(1))
+        >>> bool((loaded.w_rec == network.w_rec).all()), metadata
+        (True, {'classes': 3})
 
     **Arguments:**
 
@@ -58,7 +67,7 @@ def save(path: Path, state: Any, metadata: Any = None) -> None:
       can hold, or a dataclass of it.
     """
     header = {
-        "versions": {name: _version(name) for name in ("eprop", "jax", "numpy")},
+        "versions": {"eprop": __version__, "jax": jax.__version__, "numpy": np.__version__},
         "metadata": files.as_json(metadata),
         "leaves": [leaf._asdict() for leaf in describe(state)],
         "structure": structure.describe(state),
@@ -67,20 +76,29 @@ def save(path: Path, state: Any, metadata: Any = None) -> None:
     archive = io.BytesIO()
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     np.savez(archive, allow_pickle=False, **{HEADER: text}, **arrays)
-    content = archive.getbuffer()
+    with archive.getbuffer() as content:
 
-    def write(file):
-        file.write(_first_line(content))
-        file.write(content)
+        def write(file):
+            file.write(_first_line(content))
+            file.write(content)
 
-    files.write_atomically(Path(path), write)
+        files.write_atomically(Path(path), write)
 
 
-def load(path: Path, like: Any) -> tuple[Any, Any]:
+def load(path: Path | str, like: Any) -> tuple[Any, Any]:
     """`(state, metadata)` of a checkpoint.
 
     `like` is a state of the same structure, such as the one that training began with: all that is
-    no array or number comes from it.
+    no array or number comes from it. What doesn't fit it is refused, by name:
+
+        >>> import eprop, jax
+        >>> def build(v_th):
+        ...     key = jax.random.key(0)
+        ...     return eprop.Network(eprop.LIF(9, v_th=v_th), n_in=5, n_out=1, key=key)
+        >>> eprop.checkpoints.save("network.eprop", build(0.3))
+        >>> eprop.checkpoints.load("network.eprop", build(0.5))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        eprop.checkpoints.CheckpointError: network.eprop is of another state: ...v_th...
 
     Raises `CheckpointError` for a file that is damaged or no checkpoint, and where it is of another
     state than `like`: other classes, static fields, functions (by their name and what they close
@@ -99,7 +117,7 @@ def load(path: Path, like: Any) -> tuple[Any, Any]:
     return state, header["metadata"]
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_header(path: Path | str) -> dict[str, Any]:
     """A checkpoint's versions, metadata, leaves and structure, of a file that is whole.
 
     Raises `CheckpointError` for a file that is damaged or no checkpoint.
@@ -156,14 +174,6 @@ def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     with np.load(io.BytesIO(archive), allow_pickle=False) as arrays:
         header = json.loads(arrays[HEADER].tobytes())
         return header, [arrays[str(i)] for i in range(len(header["leaves"]))]
-
-
-def _version(package: str) -> str | None:
-    """`None` for a package that is used but not installed, in a checkout."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _first_line(archive: bytes | memoryview) -> bytes:

@@ -218,7 +218,7 @@ def finite(name: str, array: Array) -> Array:
     return all_finite({name: array}, array)
 
 
-def all_finite(arrays: dict[str, Array], guarded: Array) -> Array:
+def all_finite(arrays: dict[str, Any], guarded: Array) -> Array:
     """`guarded`; an error that names the first of `arrays` that holds NaN or infinity.
 
     Where they are traced (by `jit`) the error comes when `guarded` is used.
@@ -245,7 +245,7 @@ def are_finite(tree: Any) -> Bool[Array, ""]:
     return jnp.stack([jnp.ones((), bool), *(jnp.isfinite(x).all() for x in inexact)]).all()
 
 
-def indices(name: str, value: ArrayLike, n: int) -> Array:
+def indices(name: str, value: ArrayLike | Sequence[int], n: int) -> Array:
     """`value` as a vector of indices from 0 to n - 1; where it is traced, that is not checked."""
     traced = isinstance(value, jax.core.Tracer)
     array = value if traced else native(np.asarray(value))

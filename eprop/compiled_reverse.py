@@ -63,22 +63,23 @@ def reverse_compiled(
         r = of_loss.currents
 
         weights, constants, readout = later.gradients
-        d_below, d_pre = None, None
+        weights, d_pre = dict(weights), None
+        sources = {"recurrent": z_tm1} if seen is None else {"recurrent": z_tm1, "below": seen}
+        for kind, rows in layer.layer.rows.items():
+            dense = weights["dense"]
+            if kind in sources:
+                dense = event_product(sources[kind], r, steps[0], dense, rows.start)
+            elif kind == "bias":
+                dense = dense.at[rows].add(r.sum((0, 1))[None])
+            weights["dense"] = dense
         if graded is not None:
             _, of_currents = jax.vjp(layer.layer.below.currents, w["below"], graded)
             d_below, d_pre = of_currents(r)
-        weights = dict(weights)
-        for kind, rows in layer.layer.rows.items():
-            dense = weights["dense"]
-            if kind == "bias":
-                weights["dense"] = dense.at[rows].add(r.sum((0, 1))[None])
-            elif kind == "below" and seen is None:
-                weights["dense"] = dense.at[rows].add(d_below)
-            else:
-                source = z_tm1 if kind == "recurrent" else seen
-                weights["dense"] = event_product(source, r, steps[0], dense, rows.start)
-        if "below" in weights:
-            weights["below"] = weights["below"] + d_below
+            if "below" in weights:
+                weights["below"] = weights["below"] + d_below
+            elif seen is None:
+                rows = layer.layer.rows["below"]
+                weights["dense"] = weights["dense"].at[rows].add(d_below)
         gradients = LayerGradients(
             weights,
             jax.tree.map(jnp.add, constants, structure.unflatten(of_loss.arrays)),

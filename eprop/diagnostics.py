@@ -57,6 +57,13 @@ def eligibility_traces(
 ) -> Synapses:
     """The `EligibilityTraces` of W_in and W_rec of one layer, for a look at them.
 
+        >>> import eprop, jax
+        >>> network = eprop.Network(eprop.LIF(9, v_th=0.1), n_in=5, n_out=1, key=jax.random.key(0))
+        >>> inputs = jax.random.bernoulli(jax.random.key(1), 0.5, (20, 2, 5))
+        >>> of_first = eprop.eligibility_traces(network, inputs, post=[0])
+        >>> of_first.w_rec.trace.shape  # [time, batch, fan_in, n_post]
+        (20, 2, 9, 1)
+
     **Arguments:** `inputs`: `[time, batch, n_in]`; `post`: the postsynaptic neurons to follow, as
     a vector of indices (all by default; columns of the weights, for cells with several currents);
     `layer`: which layer.

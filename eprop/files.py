@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import re
@@ -34,7 +35,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_numbers)}.part")
+    _being_written.add(temporary.name)
     try:
         with _opened_alone(temporary) as file:
             write(file)
@@ -48,6 +50,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+        _being_written.discard(temporary.name)
+
+
+_numbers = itertools.count()
+_being_written: set[str] = set()
+"""Temporary files of this process, of each of its threads: their locks tell processes apart only,
+and to open and close such a file would give up its lock."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -262,10 +271,9 @@ def _sync_folder(folder: Path) -> None:
 
 def _remove_leftovers(path: Path) -> None:
     """Of processes that were killed while writing `path`."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.part")
+    name = re.compile(rf"\.{re.escape(path.name)}\.\d+(-\d+)?\.part")
     for leftover in path.parent.iterdir():
-        found = name.fullmatch(leftover.name)
-        if found is None or int(found[1]) == os.getpid():
+        if not name.fullmatch(leftover.name) or leftover.name in _being_written:
             continue
         try:
             with open(leftover, "rb+") as file:

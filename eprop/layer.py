@@ -48,6 +48,14 @@ class Layer(eqx.Module):
 
     `below` is the activity of the layer below in the same step, or the network's input; d = 0, or
     a delay of each presynaptic neuron. Every W may be any `AbstractSynapses`.
+
+        >>> import eprop, jax
+        >>> keys = jax.random.split(jax.random.key(0), 3)
+        >>> below = eprop.Layer(eprop.LIF(20), n_in=5, w_rec=None, key=keys[0])
+        >>> above = eprop.Layer([eprop.LIF(6), eprop.ALIF(4)], n_in=20, key=keys[1])
+        >>> network = eprop.Network([below, above], n_out=2, readout_of="all", key=keys[2])
+        >>> network.n, network.w_out.shape
+        (30, (30, 2))
     """
 
     neurons: Populations

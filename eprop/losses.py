@@ -4,9 +4,11 @@
         error = losses.mean_squared_error(trajectory.outputs, targets)
         return error + 300 * losses.firing_rate_penalty(trajectory.spikes, 10.0, dt=1.0)
 
-Steps with a mask of 0 don't count: outputs and targets may be anything there, NaN or a label that
-is no class, and neither value nor gradient sees them. Where no step counts at all there is no mean:
-an error, or under `jax.jit` 0 with a gradient of 0.
+A mask `[time]` or `[time, batch]` says which steps count, or by which weight: all by default, and
+of recordings of different lengths those that `eprop.pad` hands back. Steps with a mask of 0 don't
+count: outputs and targets may be anything there, NaN or a label that is no class, and neither value
+nor gradient sees them. Where no step counts at all there is no mean: an error, or under `jax.jit` 0
+with a gradient of 0.
 
 Means over time are taken over the steps at hand. Where the loss sees a piece of a sequence at a
 time (`stream_value_and_grad`, `OnlineLearner`), give the whole sequence's number of steps as
@@ -43,6 +45,11 @@ def mean_squared_error(
 ) -> Float[Array, ""]:
     """Mean over time, batch and readouts of (y - y*)².
 
+        >>> import eprop, jax.numpy as jnp
+        >>> outputs, targets = jnp.zeros((3, 1, 1)), jnp.array([1.0, 2.0, 9.0])[:, None, None]
+        >>> float(eprop.losses.mean_squared_error(outputs, targets, mask=jnp.array([1, 1, 0])))
+        2.5
+
     **Arguments:** `targets`: y*, of the outputs' shape `[time, batch, n_out]`; `mask`: `[time]`
     or `[time, batch]`, the steps that count, or their weights (all by default); `n_steps`: the
     number of steps that the mean is over (those that count by default).
@@ -68,6 +75,11 @@ def softmax_cross_entropy(
     n_steps: float | None = None,
 ) -> Float[Array, ""]:
     """Mean over time and batch of -log softmax(y)[label]; NaN for a label that is no class.
+
+        >>> import eprop, jax.numpy as jnp
+        >>> outputs = jnp.zeros((3, 2, 4))  # [time, batch, n_classes]
+        >>> round(float(eprop.losses.softmax_cross_entropy(outputs, jnp.array([0, 3]))), 3)  # ln 4
+        1.386
 
     **Arguments:**
 
@@ -127,22 +139,38 @@ def _labels(
 
 
 def firing_rate_penalty(
-    spikes: Float[Array, "time batch n_rec"], target_rate: ArrayLike | Parameter, *, dt: float
+    spikes: Float[Array, "time batch n_rec"],
+    target_rate: ArrayLike | Parameter,
+    mask: ArrayLike | None = None,
+    *,
+    dt: float,
 ) -> Float[Array, ""]:
     """Σ_j (f_j - f*)² in (spikes/ms)², f_j neuron j's firing rate over the batch and time.
 
-    **Arguments:** `target_rate`: f* in Hz, one or one per neuron; `dt`: time step in ms.
+        >>> import eprop, jax.numpy as jnp
+        >>> spikes = jnp.zeros((100, 1, 1)).at[::10].set(1.0)  # 100 Hz, if a step takes 1 ms
+        >>> round(float(eprop.losses.firing_rate_penalty(spikes, 20.0, dt=1.0)), 4)  # 0.08²
+        0.0064
+
+    **Arguments:** `target_rate`: f* in Hz, one or one per neuron; `mask`: `[time]` or
+    `[time, batch]`, the steps that count, or their weights (all by default); `dt`: time step in ms.
 
     The rates are those of the steps at hand. The square of a mean is no sum over time, so where the
     loss sees a window at a time this is another penalty: on each window's rates, one after another.
     Source: the reference implementation, `reg_type` "simple".
     """
-    rates = checks.array("spikes", spikes).mean((0, 1)) / checks.positive("dt", dt)
-    return _rate_error(rates, target_rate)
+    spikes = checks.array("spikes", spikes)
+    weights = _weights(mask, spikes)
+    counted = jnp.sum(weights[..., None] * spikes, axis=(0, 1))
+    return _rate_error(counted / (_count(weights) * checks.positive("dt", dt)), target_rate)
 
 
 def running_rate_penalty(
-    spikes: Float[Array, "time batch n_rec"], target_rate: ArrayLike | Parameter, *, dt: float
+    spikes: Float[Array, "time batch n_rec"],
+    target_rate: ArrayLike | Parameter,
+    mask: ArrayLike | None = None,
+    *,
+    dt: float,
 ) -> Float[Array, ""]:
     """Mean over time of Σ_j (f_j,t - f*)² in (spikes/ms)², with f_j,t the rate up to step t.
 
@@ -152,31 +180,39 @@ def running_rate_penalty(
     end.
     """
     spikes = checks.array("spikes", spikes)
-    steps = jnp.arange(1, len(spikes) + 1, dtype=spikes.dtype)
-    rates = jnp.cumsum(spikes.mean(1), axis=0) / (steps[:, None] * checks.positive("dt", dt))
-    return _rate_error(rates, target_rate) / len(spikes)
+    weights = _weights(mask, spikes)
+    counted = jnp.cumsum(jnp.sum(weights[..., None] * spikes, axis=1), axis=0)
+    of_steps = weights.sum(1)  # [time]
+    so_far = jnp.cumsum(of_steps)
+    so_far = jnp.where(so_far > 0, so_far, jnp.ones_like(so_far))[:, None]
+    errors = _rate_error(counted / (so_far * checks.positive("dt", dt)), target_rate)
+    return jnp.sum(of_steps * errors) / _count(weights)
 
 
-def _rate_error(rates: Float[Array, "*time n_rec"], target_rate: ArrayLike | Parameter) -> Array:
+def _rate_error(
+    rates: Float[Array, "*time n_rec"], target_rate: ArrayLike | Parameter
+) -> Float[Array, "*time"]:
     target = _not_negative("target_rate", target_rate, rates.dtype) / 1000
     if target.shape not in ((), rates.shape[-1:]):
         raise ValueError(
             f"target_rate has shape {target.shape}: give one number in Hz, or one for each of the "
             f"{rates.shape[-1]} neurons"
         )
-    return jnp.sum(jnp.square(rates - jnp.broadcast_to(target, rates.shape)))
+    return jnp.sum(jnp.square(rates - jnp.broadcast_to(target, rates.shape)), axis=-1)
 
 
 def voltage_penalty(
     v: Float[Array, "time batch n_rec"],
     threshold: ArrayLike | Parameter,
+    mask: ArrayLike | None = None,
     *,
     n_steps: float | None = None,
 ) -> Float[Array, ""]:
     """Mean over time and batch of Σ_j (relu((v - A) / A)² + relu((-v - A) / A)²).
 
     **Arguments:** `v`: membrane potentials; `threshold`: A in the potential's units, a number,
-    one per neuron, or `[time, batch, n_rec]` (v_th + β a of an adaptive neuron).
+    one per neuron, or `[time, batch, n_rec]` (v_th + β a of an adaptive neuron); `mask`, `n_steps`:
+    as for `mean_squared_error`.
 
     It is zero while -A <= v <= A.
     """
@@ -193,8 +229,11 @@ def voltage_penalty(
             f"{v.shape[-1]} neurons"
         )
     threshold = jnp.broadcast_to(threshold, v.shape)
+    weights = _weights(mask, v)
+    counts = weights[..., None] > 0
+    v = jnp.where(counts, v, jnp.zeros((), v.dtype))
+    threshold = jnp.where(counts, threshold, jnp.ones((), v.dtype))
     excess = jax.nn.relu(jnp.abs(v) - threshold) / threshold
-    weights = jnp.ones(v.shape[:2], v.dtype)
     return _mean(jnp.square(excess).sum(-1), weights, n_steps)
 
 
@@ -374,16 +413,20 @@ def _mean(
     n_steps: float | None,
 ) -> Float[Array, ""]:
     """Mean over the batch and the steps that count."""
-    if n_steps is not None:
-        return jnp.sum(weights * per_step) / (
-            checks.positive("n_steps", n_steps) * weights.shape[1]
-        )
+    total = jnp.sum(weights * per_step)
+    if n_steps is None:
+        return total / _count(weights)
+    return total / (checks.positive("n_steps", n_steps) * weights.shape[1])
+
+
+def _count(weights: Float[Array, "time batch"]) -> Float[Array, ""]:
+    """How many steps count, by their weights; 1 in place of none, where they are traced."""
     count = weights.sum()
     if isinstance(count, jax.core.Tracer):
-        count = jnp.where(count > 0, count, jnp.ones_like(count))
-    elif count == 0:
+        return jnp.where(count > 0, count, jnp.ones_like(count))
+    if count == 0:
         raise ValueError(
             f"no step counts: the mask is 0 for all {weights.size} steps, or the weights of their "
             f"classes are. Leave this batch out, or say n_steps for a sum over time"
         )
-    return jnp.sum(weights * per_step) / count
+    return count

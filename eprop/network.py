@@ -50,6 +50,18 @@ class BPTT(AbstractRule):
     With `stop_z_gradients=True` the gradient of z is stopped wherever it passes from one neuron to
     another, in the recurrent current, the reset, and from layer to layer: e-prop with symmetric
     feedback, by autodiff.
+
+        >>> import eprop, jax
+        >>> network = eprop.Network(eprop.LIF(9, v_th=0.1), n_in=5, n_out=1, key=jax.random.key(0))
+        >>> inputs = jax.random.bernoulli(jax.random.key(1), 0.5, (20, 2, 5))
+        >>> def gradient(rule):
+        ...     total = lambda network: (network(inputs, rule).outputs ** 2).sum()
+        ...     return jax.jit(jax.grad(total))(network).w_rec
+        >>> plain, stopped = (gradient(eprop.BPTT(stop)) for stop in (False, True))
+        >>> bool(jax.numpy.allclose(stopped, gradient(eprop.EProp()), rtol=1e-3))
+        True
+        >>> bool(jax.numpy.allclose(stopped, plain, rtol=1e-3))
+        False
     """
 
     stop_z_gradients: bool = eqx.field(static=True, default=False)
@@ -74,6 +86,14 @@ class Network(eqx.Module):
 
     For a further layer x_t are the spikes of the layer below in the same step. Weights are
     `[pre, post]`.
+
+        >>> import eprop, jax
+        >>> key = jax.random.key(0)
+        >>> network = eprop.Network(eprop.LIF(30, v_th=0.2), n_in=10, n_out=2, key=key)
+        >>> inputs = jax.random.bernoulli(key, 0.2, (50, 4, 10))  # [time, batch, n_in]
+        >>> trajectory = network(inputs)
+        >>> trajectory.outputs.shape, trajectory.spikes.shape
+        ((50, 4, 2), (50, 4, 30))
     """
 
     layers: tuple[Layer, ...]
@@ -304,7 +324,7 @@ class Network(eqx.Module):
             checks.float_array(name, array, array.shape, self.dtype)
         return inputs
 
-    def floats(self, inputs: Array | None = None) -> dict[str, Array]:
+    def floats(self, inputs: Array | None = None) -> dict[str, Any]:
         """What must be finite, by the names that a user knows: inputs, weights, constants."""
         floats = {} if inputs is None else {"inputs": inputs}
         for path, array in jax.tree_util.tree_leaves_with_path(self.layers):

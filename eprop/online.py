@@ -85,10 +85,18 @@ class Learned(NamedTuple):
 class OnlineLearner(eqx.Module):
     """A network that learns by e-prop from a stream, and never looks back.
 
-        learner = OnlineLearner(network, loss, EProp(), optax.adam(1e-3), update_every=10)
-        state = learner.init(batch=1)
-        state, info = learner.step(state, x_t, target_t)            # one step
-        state, info = learner.run(state, (inputs, targets))         # a chunk: much faster
+        >>> import eprop, jax, jax.numpy as jnp, optax
+        >>> network = eprop.Network(eprop.LIF(9, v_th=0.1), n_in=5, n_out=1, key=jax.random.key(0))
+        >>> loss = lambda trajectory, y: jnp.sum((trajectory.outputs - y) ** 2)
+        >>> sgd = optax.sgd(1e-3)
+        >>> learner = eprop.OnlineLearner(network, loss, eprop.EProp(), sgd, update_every=10)
+        >>> inputs = jax.random.bernoulli(jax.random.key(1), 0.5, (20, 1, 5))  # [time, batch, n_in]
+        >>> targets = jnp.ones((20, 1, 1))
+        >>> state = learner.init(batch=1)
+        >>> state, info = learner.run(state, (inputs, targets))         # a chunk: much faster than
+        >>> state, info = learner.step(state, inputs[0], targets[0])    # one step
+        >>> int(state.n_steps), int(state.since_update)
+        (21, 1)
 
     Both are pure and compiled. The weights change every `update_every` steps by the gradient of
     the steps since the last change; neurons and eligibility traces go on as they are.
@@ -182,14 +190,28 @@ class OnlineLearner(eqx.Module):
 
         Raises as `run` does.
         """
-        now = (x_t, target_t, done)
-        if not _is_plain((state, now)):
+        checks.instance("state", state, LearnerState, "learner.init(batch)")
+        is_plain = _is_plain((state, x_t, target_t, done))
+        if not is_plain:
             x_t, done = checks.array("x_t", x_t), None if done is None else jnp.asarray(done)
             checks.no_lists("target_t", target_t)
-            now = jax.tree.map(lambda x: jnp.asarray(checks.native(x)), (x_t, target_t, done))
+            target_t = jax.tree.map(lambda x: jnp.asarray(checks.native(x)), target_t)
+        shape = jnp.shape(x_t)
+        if len(shape) != 2:
+            hint = "; for a single example write x_t[None]" if len(shape) == 1 else ""
+            raise ValueError(f"x_t has shape {shape}, but [batch, n_in] is needed{hint}")
+        if done is not None and jnp.shape(done) != shape[:1]:
+            raise ValueError(
+                f"done has shape {jnp.shape(done)}, but must be a boolean for each example: "
+                f"{shape[:1]}"
+            )
+        now = (x_t, target_t, done)
+        if not is_plain:
             state, _ = self._checked(state, _with_time(now))
-        *result, is_finite = _step(self, state, now)
-        return self._checked_result(state, _with_time(now), result, is_finite)
+        after, info, is_finite = _step(self, state, now)
+        if not isinstance(is_finite, jax.core.Tracer) and not is_finite:
+            raise self._not_finite(state, _with_time(now), after, info)
+        return after, info
 
     def run(self, state: LearnerState, chunk: tuple[Any, ...]) -> tuple[LearnerState, Info]:
         """A chunk of steps: as many `step`s, in a fraction of the time.
@@ -208,6 +230,7 @@ class OnlineLearner(eqx.Module):
             )
         inputs, targets, done = (*chunk, None)[:3]
         now = (inputs, targets, done)
+        checks.instance("state", state, LearnerState, "learner.init(batch)")
         if not _is_plain((state, now)):
             state, now = self._checked(state, now)
         if not isinstance(state.since_update, jax.core.Tracer) and state.since_update:
@@ -215,11 +238,13 @@ class OnlineLearner(eqx.Module):
                 f"the state is {state.since_update} steps past its last update, of update_every = "
                 f"{self.update_every}: use step until the next"
             )
-        *result, is_sum, is_finite = _run(self, state, now)
+        after, info, is_sum, is_finite = _run(self, state, now)
         if not isinstance(is_sum, jax.core.Tracer) and not is_sum:
             self._checked(state, now)  # of NaN nothing is the sum
             raise ValueError(NO_SUM_OVER_TIME.format(n=self._looked_at))
-        return self._checked_result(state, now, result, is_finite)
+        if not isinstance(is_finite, jax.core.Tracer) and not is_finite:
+            raise self._not_finite(state, now, after, info)
+        return after, info
 
     def predict(self, state: LearnerState, inputs: ArrayLike) -> tuple[LearnerState, Trajectory]:
         """The network's response to further steps `[time, batch, n_in]`, without learning.
@@ -284,13 +309,10 @@ class OnlineLearner(eqx.Module):
         """
         return Learned(info.loss, state.gradients, self._part(state.network))
 
-    def _checked_result(
-        self, before: LearnerState, now: Any, result: Any, is_finite: Array
-    ) -> tuple[LearnerState, Info]:
-        """The new state and info; an error that names what of them is not finite, or was before."""
-        state, info = result
-        if isinstance(is_finite, jax.core.Tracer) or is_finite:
-            return state, info
+    def _not_finite(
+        self, before: LearnerState, now: Any, state: LearnerState, info: Info
+    ) -> FloatingPointError:
+        """An error that names what is not finite after some steps; raised if it was before."""
         self._checked(before, now)
         found = learner_state.first_not_finite(self._learned(state, info))
         assert found is not None, "what was not finite is"
@@ -299,7 +321,7 @@ class OnlineLearner(eqx.Module):
         if x is info.loss and x.ndim:
             bad = np.flatnonzero(~np.isfinite(x))[0]
             n_steps = int(before.n_steps) + (bad + 1) * self.update_every
-        raise FloatingPointError(
+        return FloatingPointError(
             f"{name} is NaN or infinite after step {n_steps}; the state from before this call is "
             f"as it was"
         )

@@ -21,6 +21,21 @@ def checked(optimizer: Any) -> optax.GradientTransformation:
     return checks.instance("optimizer", optimizer, optax.GradientTransformation, "optax.adam(1e-3)")
 
 
+def check_state(
+    optimizer: optax.GradientTransformation | optax.MultiSteps, part: Any, state: optax.OptState
+) -> None:
+    """`ValueError` unless `state` is like one that the optimiser begins with, for these weights.
+
+    Optax may take another's without a word.
+    """
+    begins_with = jax.eval_shape(checked(optimizer).init, part)
+    if jax.tree.structure(state) != jax.tree.structure(begins_with):
+        raise ValueError(
+            "the state is of another optimiser, or of other weights that are trained: give "
+            "init_training and training_step the same optimizer, and the same trainable"
+        )
+
+
 def update(
     optimizer: optax.GradientTransformation | optax.MultiSteps,
     network: Network,

@@ -23,10 +23,16 @@ class EProp(AbstractRule):
 
     As the rule of a network's call it decides what reverse-mode differentiation gives:
 
-        def loss(network):
-            return jnp.mean((network(inputs, rule=EProp()).outputs - targets) ** 2)
-
-        jax.grad(loss)(network)
+        >>> import eprop, jax, jax.numpy as jnp
+        >>> network = eprop.Network(eprop.LIF(9, v_th=0.1), n_in=5, n_out=1, key=jax.random.key(0))
+        >>> inputs = jax.random.bernoulli(jax.random.key(1), 0.5, (20, 2, 5))
+        >>> b = jax.random.normal(jax.random.key(2), (9, 1))
+        >>> def loss(network):
+        ...     rule = eprop.EProp(eprop.RandomFeedback(b))
+        ...     return jnp.mean(network(inputs, rule).outputs ** 2)
+        >>> gradients = jax.grad(loss)(network)
+        >>> gradients.w_in.shape, gradients.w_rec.shape, gradients.w_out.shape
+        ((5, 9), (9, 9), (9, 1))
 
     **Arguments:**
 
@@ -76,6 +82,15 @@ def value_and_grad(
     trainable: Any = eqx.is_inexact_array,
 ) -> Callable[..., tuple[Any, Network]]:
     """A function `(network, inputs, targets) -> (value, gradients)`, as `jax.value_and_grad`.
+
+        >>> import eprop, jax, jax.numpy as jnp
+        >>> network = eprop.Network(eprop.LIF(9, v_th=0.1), n_in=5, n_out=1, key=jax.random.key(0))
+        >>> inputs = jax.random.bernoulli(jax.random.key(1), 0.5, (20, 2, 5))
+        >>> loss = lambda trajectory, y: eprop.losses.mean_squared_error(trajectory.outputs, y)
+        >>> evaluate = jax.jit(eprop.value_and_grad(loss, eprop.EProp()))
+        >>> value, gradients = evaluate(network, inputs, jnp.ones((20, 2, 1)))
+        >>> value.shape, gradients.w_rec.shape
+        ((), (9, 9))
 
     **Arguments:**
 

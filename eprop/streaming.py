@@ -36,11 +36,17 @@ def stream_value_and_grad(
     any lengths, each with a leading time axis. A generator, a list, slices of a memory-mapped
     file: no more than `rule.window` steps of them are ever on the device.
 
-        def chunks():
-            for i in range(0, n_steps, 10_000):
-                yield inputs[i : i + 10_000], targets[i : i + 10_000]
-
-        value, gradients = stream_value_and_grad(loss, EProp(window=256))(network, chunks())
+        >>> import eprop, jax, jax.numpy as jnp
+        >>> network = eprop.Network(eprop.LIF(9, v_th=0.1), n_in=5, n_out=1, key=jax.random.key(0))
+        >>> loss = lambda trajectory, y: jnp.sum((trajectory.outputs - y) ** 2)
+        >>> inputs = jax.random.bernoulli(jax.random.key(1), 0.5, (96, 1, 5))  # [time, batch, n_in]
+        >>> def chunks():
+        ...     for i in range(0, 96, 32):
+        ...         yield inputs[i : i + 32], jnp.ones((32, 1, 1))
+        >>> evaluate = eprop.stream_value_and_grad(loss, eprop.EProp(window=16))
+        >>> value, gradients = evaluate(network, chunks())
+        >>> gradients.w_rec.shape
+        (9, 9)
 
     It compiles for itself, once for any length of chunks and sequence, and is not for use within
     `jax.jit`. What is left after the last whole window goes step by step.

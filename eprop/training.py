@@ -67,6 +67,9 @@ def training_step(
 
     The step takes a `TrainState` and a batch `(inputs, targets)`, the inputs
     `[time, batch, n_in]`. Its info is the loss, and the auxiliary output beside it.
+
+    It raises `TypeError` or `ValueError` for a batch that is something else, and for a state of
+    another optimiser or `trainable`.
     """
     checks.function("loss", loss, "loss(trajectory, targets)")
     optimization.checked(optimizer)
@@ -75,26 +78,13 @@ def training_step(
 
     def step(state: TrainState, batch: tuple[Any, Any]) -> tuple[TrainState, Row]:
         checks.instance("state", state, TrainState, "init_training(network, rule, optimizer)")
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            given = f"a {type(batch).__name__}"
-            if isinstance(batch, tuple | list | dict):
-                given += f" of {len(batch)}"
-            elif hasattr(batch, "shape"):
-                given = f"an array of shape {batch.shape}"
-            raise TypeError(
-                f"a batch is {given}, but training_step takes (inputs, targets), and fit many of "
-                f"them: targets may be any pytree, such as a dictionary"
-            )
-        inputs, targets = batch
-        if not hasattr(inputs, "shape"):
-            raise TypeError(
-                f"the inputs of a batch are a {type(inputs).__name__}: write np.asarray(inputs)"
-            )
+        inputs, targets = _inputs_and_targets(batch)
         if key is None and any(layer.dropout is not None for layer in state.network.layers):
             raise ValueError(
                 "a layer has dropout, which needs a random key: "
                 "write training_step(loss, optimizer, key=jax.random.key(0))"
             )
+        optimization.check_state(optimizer, eqx.filter(state.network, trainable), state.optimizer)
         key_now = None if key is None else jax.random.fold_in(key, state.iteration)
         evaluate = value_and_grad(loss, state.rule, has_aux, trainable)
         value, gradients = evaluate(state.network, inputs, targets, key_now)
@@ -116,6 +106,26 @@ def training_step(
     return step
 
 
+def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:
+    """Of a batch; `TypeError` for one that is something else."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        given = f"a {type(batch).__name__}"
+        if isinstance(batch, tuple | list | dict):
+            given += f" of {len(batch)}"
+        elif hasattr(batch, "shape"):
+            given = f"an array of shape {batch.shape}"
+        raise TypeError(
+            f"a batch is {given}, but training_step takes (inputs, targets), and fit many of "
+            f"them: targets may be any pytree, such as a dictionary"
+        )
+    inputs, targets = batch
+    if not hasattr(inputs, "shape"):
+        raise TypeError(
+            f"the inputs of a batch are a {type(inputs).__name__}: write np.asarray(inputs)"
+        )
+    return inputs, targets
+
+
 def fit(
     step: Step,
     state: Any,
@@ -133,6 +143,22 @@ def fit(
     progress: bool = True,
 ) -> tuple[Any, list[Row]]:
     """Repeats `step`, and goes on from the last checkpoint if the folder has one.
+
+        >>> import eprop, jax, jax.numpy as jnp, optax
+        >>> network = eprop.Network(eprop.LIF(9, v_th=0.1), n_in=5, n_out=1, key=jax.random.key(0))
+        >>> inputs = jax.random.bernoulli(jax.random.key(1), 0.5, (20, 2, 5))
+        >>> targets = jnp.ones((20, 2, 1))
+        >>> loss = lambda trajectory, y: eprop.losses.mean_squared_error(trajectory.outputs, y)
+        >>> state, rows = eprop.fit(
+        ...     eprop.training_step(loss, optax.adam(1e-2)),
+        ...     eprop.init_training(network, eprop.EProp(), optax.adam(1e-2)),
+        ...     lambda iteration: (inputs, targets),
+        ...     iterations=20,
+        ...     folder="run",
+        ...     progress=False,
+        ... )
+        >>> len(rows), rows[-1]["loss"] < rows[0]["loss"], list(rows[0])
+        (20, True, ['iteration', 'loss', 'seconds'])
 
     A run that is interrupted at any moment and called again with the same arguments ends
     bit-identical to one that was not. The first iteration is number 1. After Ctrl-C the last whole
@@ -172,14 +198,7 @@ def fit(
     and for rows that are not its own; `RuntimeError` for a folder that another run has in use.
     Warns of what is not recorded, and of a run that was begun with other settings.
     """
-    checks.function("step", step, "training_step(loss, optimizer)")
-    if evaluate is not None:
-        checks.function("evaluate", evaluate, "a function of (state, iteration)")
-    if stop is not None:
-        checks.function("stop", stop, "a function of a row")
-    checks.instance("callbacks", callbacks, Sequence, "callbacks=[function]")
-    for callback in callbacks:
-        checks.function("callback", callback, "a function of (iteration, state, row)")
+    _check_functions(step, evaluate, stop, callbacks)
     checks.switch("progress", progress)
     for name, value in {
         "iterations": iterations,
@@ -187,11 +206,13 @@ def fit(
         "save_every": save_every,
     }.items():
         checks.positive_int(name, value)
-    if keep_best is not None and iterations < evaluate_every:
-        raise ValueError(
-            f"keep_best = {keep_best!r} is looked at after every evaluate_every = "
-            f"{evaluate_every} iterations, but there are only {iterations}"
-        )
+    if keep_best is not None:
+        checks.instance("keep_best", keep_best, str, 'a name, such as "validation_error"')
+        if iterations < evaluate_every:
+            raise ValueError(
+                f"keep_best = {keep_best!r} is looked at after every evaluate_every = "
+                f"{evaluate_every} iterations, but there are only {iterations}"
+            )
     settings = {
         "evaluate": evaluate,
         "evaluate_every": evaluate_every,
@@ -270,6 +291,18 @@ def fit(
         finally:
             bar.close()
     return (state if keeper.best is None else keeper.best.state), rows
+
+
+def _check_functions(step: Any, evaluate: Any, stop: Any, callbacks: Any) -> None:
+    """`TypeError` for what is none."""
+    checks.function("step", step, "training_step(loss, optimizer)")
+    if evaluate is not None:
+        checks.function("evaluate", evaluate, "a function of (state, iteration)")
+    if stop is not None:
+        checks.function("stop", stop, "a function of a row")
+    checks.instance("callbacks", callbacks, Sequence, "callbacks=[function]")
+    for callback in callbacks:
+        checks.function("callback", callback, "a function of (iteration, state, row)")
 
 
 def _say_where(

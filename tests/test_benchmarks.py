@@ -21,6 +21,7 @@ from experiments.benchmarks import (
     sparse_layer,
     spike_storage,
     stream_memory,
+    variable_lengths,
 )
 from tests.comparison import assert_trees_close
 from tests.test_experiments import assert_drawn, assert_options, help_of
@@ -542,3 +543,36 @@ class TestPeers:
         text = help_of("benchmarks.peers")
         assert "BrainTrace" in text and "in steps" in text
         assert_options(text, peers.Config)
+
+
+class TestVariableLengths:
+    OPTIONS = "--recordings 8 --batch 2 --shortest 5 --longest 20 --lengths 10 20 --n 20 --rounds 1"
+
+    def test_runs(self, tmp_path):
+        status = variable_lengths.main(
+            [*self.OPTIONS.split(), "--results", str(tmp_path), "--run", "a"]
+        )
+        metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+        assert status == 0 and metrics["passed"] and metrics["jax"] == jax.__version__
+        programs = {name: row["programs"] for name, row in metrics["ways"].items()}
+        assert programs["each by itself"] == len(set(metrics["steps"]))
+        assert programs["the longest of all"] == 1 < programs["a few lengths"] == 2
+        steps = {name: row["steps_run"] for name, row in metrics["ways"].items()}
+        assert steps["each by itself"] == 1 < steps["a few lengths"] < steps["the longest of all"]
+
+    def test_check_fails(self, tmp_path, monkeypatch):
+        """If padding counts."""
+        pad = eprop.pad
+
+        def all_counts(sequences, lengths):
+            padded, mask = pad(sequences, lengths)
+            return padded, np.ones_like(mask)
+
+        monkeypatch.setattr(eprop, "pad", all_counts)
+        status = variable_lengths.main([*self.OPTIONS.split(), "--results", str(tmp_path)])
+        assert status == 1
+
+    def test_help(self):
+        text = help_of("benchmarks.variable_lengths")
+        assert "each by itself" in text
+        assert_options(text, variable_lengths.Config)

@@ -45,7 +45,7 @@ def test_a_file_has_its_name_only_once_it_is_on_disk(tmp_path, monkeypatch):
 
 
 def test_leftovers_of_killed_processes_go_with_the_next_write(tmp_path):
-    leftovers = [".file.123.part", ".file.99999999.part"]
+    leftovers = [".file.123.part", ".file.99999999-0.part", f".file.{os.getpid()}-0.part"]
     others = [".file.txt.123.part", ".file.part", "file.123.part"]
     for name in leftovers + others:
         (tmp_path / name).write_bytes(b"half")

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -39,6 +41,27 @@ def holder(tmp_path):
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_two_threads_at_one_file(tmp_path):
+    """Each writes a file of its own, and the last to end is what is there."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(file):
+        file.write(b"slow" * 1000)
+        begun.set()
+        assert go_on.wait(60)
+        file.write(b"slow" * 1000)
+
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(files.write_atomically, tmp_path / "file", slowly)
+        assert begun.wait(60)
+        files.write_atomically(tmp_path / "file", lambda file: file.write(b"quick"))
+        assert (tmp_path / "file").read_bytes() == b"quick"
+        go_on.set()
+        slow.result()
+    assert (tmp_path / "file").read_bytes() == b"slow" * 2000
+    assert names(tmp_path) == ["file"]
 
 
 class TestInUse:

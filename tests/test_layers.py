@@ -7,8 +7,8 @@ import pytest
 
 ENGINE = Path(__file__).parent.parent / "eprop"
 LEVELS = [
-    {"checks", "structure", "sequences", "loops", "delays", "running_rates"},
-    {"files", "dropout", "environments", "losses", "surrogate", "weights"},
+    {"checks", "structure", "sequences", "loops", "delays", "running_rates", "version"},
+    {"files", "dropout", "environments", "losses", "padding", "surrogate", "weights"},
     {"checkpoints", "rows", "cells.abstract", "cells.constants", "synapses.abstract"},
     {"cells.contract", "cells.membrane", "cells.leaky_tanh", "cells.lstm"},
     {"cells.lif", "cells.alif", "cells.current_lif", "cells.populations"},
@@ -118,7 +118,7 @@ def test_imports_are_found():
     assert set(of_engine("cells")) > {"cells.lif", "cells.populations"}
     assert set(of_engine("layer")) > {"cells", "synapses", "checks"}
     assert {"reverse", "windowed"} < set(of_engine("evaluation"))
-    assert set(of_engine("checkpoints")) == {"files", "structure"}
+    assert set(of_engine("checkpoints")) == {"files", "structure", "version"}
     assert {"", "checks"}.isdisjoint(of_engine("")) and "rules" in set(of_engine(""))
 
 

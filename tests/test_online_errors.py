@@ -178,7 +178,22 @@ def test_a_good_chunk_follows():
 BAD_STEPS = {
     "width": ((INPUTS[0, :, :2], TARGETS[0]), ValueError, ["2 features", "takes 3"]),
     "batch": ((INPUTS[0, :1], TARGETS[0, :1]), ValueError, ["of 1 examples"]),
-    "done": ((INPUTS[0], TARGETS[0], np.array(True)), ValueError, ["done", "boolean"]),
+    "example": (
+        (INPUTS[0, 0], TARGETS[0]),
+        ValueError,
+        ["x_t has shape (3,)", "[batch, n_in]", "write x_t[None]"],
+    ),
+    "chunk": ((INPUTS[:4], TARGETS[:4]), ValueError, ["x_t has shape (4, 2, 3)"]),
+    "done": (
+        (INPUTS[0], TARGETS[0], np.array(True)),
+        ValueError,
+        ["done has shape ()", "boolean", "(2,)"],
+    ),
+    "done's dtype": (
+        (INPUTS[0], TARGETS[0], np.zeros(2, int)),
+        ValueError,
+        ["done has", "boolean"],
+    ),
     "NaN": ((NAN_IN[7], TARGETS[7]), ValueError, ["inputs", "NaN or infinity"]),
     "NaN to learn": ((INPUTS[6], NAN_OUT[6]), FloatingPointError, ["loss", "after step 13"]),
 }

@@ -175,6 +175,18 @@ class TestSteps:
         np.testing.assert_array_equal(after.w_rec, NETWORK.w_rec)
         assert not np.array_equal(after.w_in, NETWORK.w_in)
 
+    @pytest.mark.parametrize("kind", ["optimizer", "trainable"])
+    def test_a_state_of_another_is_refused(self, kind):
+        """By optax alone SGD would take Adam's state, and train."""
+        only_inputs = eqx.tree_at(
+            lambda net: net.w_in, jax.tree.map(lambda _: False, NETWORK), replace=True
+        )
+        given = {"optimizer": optax.sgd(0.1)} if kind == "optimizer" else {"trainable": only_inputs}
+        step = eprop.training_step(LOSS, **({"optimizer": optax.adam(0.1)} | given))
+        start = eprop.init_training(NETWORK, eprop.EProp(), optax.adam(0.1))
+        parts = ["another optimiser", "the same optimizer, and the same trainable"]
+        assert_raises(lambda: step(start, (INPUTS, TARGETS)), ValueError, parts)
+
     @check(
         {
             "vector": (lambda y: (y.sum(), y), TypeError, ["aux is a", "a dictionary"]),

@@ -260,6 +260,7 @@ class TestKeepBest:
                 ValueError,
                 ["'validation_error' is an array", "loss"],
             ),
+            "no name": ({"keep_best": 1}, TypeError, ["keep_best = 1", "validation_error"]),
             "never looked at": (
                 {"evaluate_every": 7},
                 ValueError,
@@ -267,6 +268,7 @@ class TestKeepBest:
             ),
         }
     )
+    @pytest.mark.usefixtures("as_a_user_has_it")
     def test_bad_input(self, given, error, parts):
         assert_raises(lambda: fit(**(self.options | given)), error, parts)
 

@@ -276,7 +276,7 @@ for color, (name, rule) in zip(("0.6", "C0", "C3"), rules.items(), strict=True):
         panels[1].plot(angles, color=color)
     print(f"{name}: loss {values[0]:.1f} to {values[-1]:.1f}")
 panels[0].set(xlabel="iteration", ylabel="loss", yscale="log")
-panels[0].legend(frameon=False)
+figure.legend(frameon=False, ncols=3, loc="outside upper center")
 panels[1].axhline(90, color="0.8", zorder=0)
 panels[1].set(xlabel="iteration", ylabel="angle to BPTT (°)", ylim=(0, 120))
 plt.show()

@@ -133,10 +133,16 @@ for hz, color in ((20, "C1"), (30, "0.6")):
     right.plot(
         network(pulses(hz)[:, None, None]).states.v[:, 0, 1],
         color=color,
-        label=f"{hz} Hz",
+        label=f"pulses at {hz} Hz",
     )
 right.set(xlabel="time (ms)", ylabel="membrane of the 20 Hz neuron")
-right.legend(frameon=False, title="pulses", fontsize="small")
+right.legend(
+    frameon=False,
+    ncols=2,
+    fontsize="small",
+    loc="lower center",
+    bbox_to_anchor=(0.5, 1),
+)
 plt.show()
 
 # %% [markdown]

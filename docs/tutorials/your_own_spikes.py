@@ -239,6 +239,6 @@ print([metadata["classes"][k] for k in answers(loaded, new)])
 #
 # - What the rule computes, and what it leaves out: [From BPTT to
 #   e-prop](bptt_to_eprop.md).
-# - Recordings of different lengths, several answers at once, sweeps over
-#   learning rates: the how-to pages.
+# - [Recordings of different lengths](../variable_lengths.md), several answers
+#   at once, sweeps over learning rates: the how-to pages.
 # - Recordings that never end: [Learning from a stream](stream.md).

@@ -16,6 +16,15 @@ class Dense(AbstractSynapses):
     """A weight matrix `[n_pre, n_post]`: I = pre W.
 
     With `signs` Dale's law holds: W_ij = sign_i |w_ij|, whatever an optimiser makes of w.
+
+        >>> import eprop, jax, numpy as np
+        >>> w = jax.random.normal(jax.random.key(0), (10, 10))
+        >>> dale = eprop.Dense(w, signs=np.repeat([1, -1], [8, 2]))  # two inhibitory neurons
+        >>> key = jax.random.key(1)
+        >>> network = eprop.Network(eprop.LIF(10), n_in=5, n_out=1, w_rec=dale, key=key)
+        >>> effective = network.layers[0].effective()["recurrent"]
+        >>> bool((effective[8:] <= 0).all() and (effective[:8] >= 0).all())
+        True
     """
 
     weights: Float[Array, "n_pre n_post"]

@@ -15,6 +15,12 @@ class Sparse(AbstractSynapses):
     """Weights `[n_post, fan_in]` and where they come from: I_j = Σ_f w_jf pre_index(j, f).
 
     Memory and time go with the number of synapses. With `signs` Dale's law holds, as for `Dense`.
+
+        >>> import eprop, jax
+        >>> key = jax.random.key(0)
+        >>> w_rec = eprop.Sparse.random(1000, 1000, fan_in=10, autapses=False, key=key)
+        >>> w_rec.weights.shape  # a hundredth of a matrix
+        (1000, 10)
     """
 
     weights: Float[Array, "n_post fan_in"]
