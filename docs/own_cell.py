@@ -93,7 +93,7 @@ def loss(trajectory, targets):
 
 def check(network):
     def gradient(rule):
-        return eprop.grad(loss, rule)(network, inputs, targets)
+        return jax.jit(eprop.grad(loss, rule))(network, inputs, targets)
 
     def difference(g, h):
         """Largest difference of the recurrent weights' gradients, relative to the largest entry."""

@@ -154,6 +154,15 @@ def test_the_oracle_of_random_feedback_with_symmetric_feedback(cell):
     assert_trees_close(oracle, case.grad(AUTODIFF), TOLERANCE)
 
 
+@functools.cache
+def in_one_block(cell):
+    """A case, and its trajectory, value and gradient where a window is one block."""
+    case = make_case(cell, Options(n_steps=15, n_refractory=2, readout_bias=True))
+    value, gradients = case.value_and_grad(AUTODIFF)
+    assert_alive(case.network, case.inputs, gradients)
+    return case, case.network(case.inputs), value, gradients
+
+
 @pytest.mark.parametrize(
     ("window", "steps_per_block", "length", "keep_currents"),
     [
@@ -169,9 +178,7 @@ def test_the_oracle_of_random_feedback_with_symmetric_feedback(cell):
 @pytest.mark.parametrize("cell", ["ALIF", "own cell"])
 def test_blocks(cell, window, steps_per_block, length, keep_currents, monkeypatch):
     """However a window is cut into blocks."""
-    case = make_case(cell, Options(n_steps=15, n_refractory=2, readout_bias=True))
-    trajectory, (value, expected) = case.network(case.inputs), case.value_and_grad(AUTODIFF)
-    assert_alive(case.network, case.inputs, expected)
+    case, trajectory, value, expected = in_one_block(cell)
     (_, batch, n_rec), n_steps = trajectory.spikes.shape, window or 15
     (layer,) = case.network.layers
     assert eprop.record.block_steps([layer], n_steps, batch) == n_steps

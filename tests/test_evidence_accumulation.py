@@ -48,6 +48,13 @@ def after_one_iteration(config):
     return jax.jit(step)(experiment.init(config), batch)[0].training
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The configuration and the summary of a run with the defaults, which no test changes."""
+    config = small(tmp_path_factory.mktemp("whole"))
+    return config, experiment.run(config, progress=False)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -58,9 +65,11 @@ def after_one_iteration(config):
     ],
     ids=lambda changes: "-".join(map(str, changes.values())) or "default",
 )
-def test_every_learner_leaves_whole_results(tmp_path, changes):
-    config = small(tmp_path, **changes)
-    summary = experiment.run(config, progress=False)
+def test_every_learner_leaves_whole_results(whole, tmp_path, changes):
+    config, summary = whole
+    if changes:
+        config = small(tmp_path, **changes)
+        summary = experiment.run(config, progress=False)
     assert summary["iterations"] == 7 and summary["reached_criterion"] is False
     assert 0 <= summary["test_error"] <= 1 and summary["test_trials"] == 16
     rows = metrics_of(config)
@@ -93,9 +102,8 @@ def test_stopped_z_gradients_are_symmetric_eprop(tmp_path):
 
 
 @pytest.mark.parametrize("killed_at", [2, 5])
-def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, killed_at):
-    whole, torn = small(tmp_path / "whole"), small(tmp_path / "torn")
-    experiment.run(whole, progress=False)
+def test_an_interrupted_run_ends_as_if_it_had_not_been(whole, tmp_path, monkeypatch, killed_at):
+    (whole, _), torn = whole, small(tmp_path)
 
     def interrupted(config, make_batches=experiment.make_batches):
         batches = make_batches(config)
@@ -121,27 +129,21 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, monkeypatch, ki
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-def test_a_run_stops_at_its_criterion_and_is_not_trained_again(tmp_path):
+def test_a_run_stops_at_its_criterion_and_is_not_trained_again_and_says_so(tmp_path, capsys):
     config = small(tmp_path, criterion=1.1)
-    assert experiment.run(config, progress=False)["iterations"] == 3
+    assert experiment.run(config)["iterations"] == 3
+    assert "Finished" not in capsys.readouterr().out
     checkpoint = (config.folder / "checkpoint.eprop").read_bytes()
-    summary = experiment.run(config, progress=False)
+    summary = experiment.run(config)
+    assert f"Finished before, at iteration 3 in {config.folder}" in capsys.readouterr().out
     assert summary["reached_criterion"] is True and summary["iterations"] == 3
     assert (config.folder / "checkpoint.eprop").read_bytes() == checkpoint
 
 
-def test_a_finished_run_says_so(tmp_path, capsys):
-    config = small(tmp_path, criterion=1.1)
-    experiment.run(config)
-    assert "Finished" not in capsys.readouterr().out
-    experiment.run(config)
-    assert f"Finished before, at iteration 3 in {config.folder}" in capsys.readouterr().out
-
-
-def test_a_folder_belongs_to_one_configuration(tmp_path):
-    experiment.run(small(tmp_path), progress=False)
+def test_a_folder_belongs_to_one_configuration(whole):
+    config, _ = whole
     with pytest.raises(SystemExit, match=r"learning_rate = 0\.005 there, 0\.1 here.*--run"):
-        experiment.run(small(tmp_path, learning_rate=0.1), progress=False)
+        experiment.run(dataclasses.replace(config, learning_rate=0.1), progress=False)
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path):

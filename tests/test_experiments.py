@@ -1,6 +1,7 @@
 """The experiments as a user runs them: by their command line, in a folder of their own."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -20,18 +21,52 @@ from figures import plotting
 pytestmark = pytest.mark.experiment
 
 
-def help_of(experiment):
-    """What `--help` prints, on a terminal wide enough to break no option."""
+EVERY_HELP = """
+import json, os, runpy, sys, tempfile
+import eprop, matplotlib.pyplot, tyro  # what takes long, once
+
+helps = {}
+for module in sys.argv[1:]:
+    with tempfile.TemporaryFile("w+") as file:
+        child = os.fork()
+        if child == 0:
+            os.dup2(file.fileno(), 1)
+            sys.argv[1:] = ["--help"]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            os._exit(1)  # for it should have exited
+        assert os.waitpid(child, 0)[1] == 0, module
+        file.seek(0)
+        helps[module] = file.read()
+print(json.dumps(helps))
+"""
+"""Runs programs with `--help`, each in a fork of a process that has the imports behind it."""
+
+ROOT = Path(__file__).parents[1]
+
+
+@functools.cache
+def every_help():
+    """What each program prints, by its module."""
+    sources = sorted(ROOT.glob("experiments/**/*.py"))
+    programs = [path for path in sources if '__name__ == "__main__"' in path.read_text()]
     done = subprocess.run(
-        [sys.executable, "-m", f"experiments.{experiment}", "--help"],
-        cwd=Path(__file__).parents[1],
+        [
+            *(sys.executable, "-c", EVERY_HELP),
+            *(".".join(path.relative_to(ROOT).with_suffix("").parts) for path in programs),
+        ],
+        cwd=ROOT,
         env=os.environ | {"COLUMNS": "120", "NO_COLOR": "1"},
         capture_output=True,
         text=True,
         check=True,
     )
     assert done.stderr == ""
-    return done.stdout
+    return json.loads(done.stdout)
+
+
+def help_of(experiment):
+    """What `--help` prints, on a terminal wide enough to break no option."""
+    return every_help()[f"experiments.{experiment}"]
 
 
 def assert_options(text, config):

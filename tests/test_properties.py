@@ -17,6 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import eprop
+from eprop.compiled import programs, without_kernels
 from tests import oracle
 from tests.comparison import assert_close, assert_trees_close, relative_error
 from tests.drawn_networks import LayerOptions, Options, draw
@@ -105,7 +106,28 @@ EXAMPLES = {
         tau_out=None,
         n_steps=12,
     ),
+    "spiking, all delayed from below": Options(
+        (LayerOptions(("LIF", "ALIF"), "masked signed", "signed", True, "in", True),),
+        feedback="adaptive",
+        terms=("spikes", "states"),
+        window=5,
+    ),
+    "spiking, in two layers": Options(
+        (
+            LayerOptions(("CurrentLIF",), "dense", "autapses", False, "", True),
+            LayerOptions(("ALIF",), "sparse", "masked", True),
+        ),
+        feedback="random",
+        readout_bias=True,
+        window=4,
+    ),
 }
+COMPILED = [
+    "three layers, the last seen",
+    "without recurrence",
+    "spiking, all delayed from below",
+    "spiking, in two layers",
+]
 STREAMED = ["two populations", "two currents, trained", "sparse and delayed"]
 
 
@@ -170,6 +192,33 @@ def test_examples(name):
         assert_rules_agree(options, [None])
     else:
         assert_rules_agree(options, [1, options.window, None])
+
+
+def is_compiled(options):
+    """Of each layer."""
+    layers = expected(options)[0].network.layers
+    return [not isinstance(programs(layer), str) for layer in layers]
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_the_same_without_kernels(name):
+    """Spike for spike, and to rounding: what ran on compiled programs runs on XLA as well."""
+    options = EXAMPLES[name]
+    drawn, *_ = expected(options)
+    assert any(is_compiled(options))
+    compiled = jax.jit(lambda network, x: network(x))(drawn.network, drawn.inputs)
+    with without_kernels():
+        assert_rules_agree(options, [options.window, None])
+        on_xla = jax.jit(lambda network, x: network(x))(drawn.network, drawn.inputs)
+    for of_compiled, of_xla in zip(compiled.layers, on_xla.layers, strict=True):
+        assert_trees_close(of_compiled, of_xla, TOLERANCE, "what happened")
+        spiking = set(np.unique(of_xla.spikes)) <= {0, 1}
+        assert not spiking or np.array_equal(of_compiled.spikes, of_xla.spikes)
+
+
+def test_which_examples_are_compiled():
+    assert [name for name in EXAMPLES if any(is_compiled(EXAMPLES[name]))] == COMPILED
+    assert any(all(is_compiled(EXAMPLES[name])) for name in COMPILED)
 
 
 @pytest.mark.parametrize("name", ["with LSTM units", "two currents, trained"])
@@ -238,6 +287,9 @@ def options_of_networks(draw):
 def test_drawn_networks(options):
     assume(not dead(options))
     assert_rules_agree(options, [1, options.window, None])
+    if any(is_compiled(options)):
+        with without_kernels():
+            assert_rules_agree(options, [options.window, None])
 
 
 def test_every_kind_occurs():
