@@ -73,7 +73,8 @@ def _course(figure: SubFigure, run: Run) -> None:
         time, np.where(pushed, 1, -1) * np.abs(angle).max(), where="post", color="#56a0d3",
         linewidth=0.7, label="push, right or left",
     )  # fmt: skip
-    pole.legend(loc="upper right", ncols=2)
+    above = {"loc": "lower right", "bbox_to_anchor": (1, 0.95), "borderaxespad": 0.2}
+    pole.legend(ncols=2, **above)
     pole.set_title(
         f"a   The first {n_decisions} decisions of an episode after learning "
         f"({_name(run)}, seed {run.summary['seeds'][0]})"
@@ -81,6 +82,7 @@ def _course(figure: SubFigure, run: Run) -> None:
     plotting.raster(inputs, _in_time(trial["inputs"]), 1.0)
     plotting.raster(spikes, _in_time(trial["spikes"]), 1.0)
     plotting.traces(outputs, _in_time(trial["outputs"]), 1.0, ("left", "right", "value"))
+    outputs.legend(ncols=3, handlelength=2.5, **above)
     for axes in (pole, outputs):
         plotting.time_axis(axes, n_decisions * steps, 1.0)
     outputs.set_xlabel("time of the network (ms)")
