@@ -13,6 +13,7 @@ import eprop
 from eprop import losses
 from experiments import benchmarks
 from experiments.benchmarks import (
+    activity,
     gradient_cost,
     neuron_step,
     online_steps,
@@ -502,6 +503,36 @@ class TestSparseLayer:
         text = help_of("benchmarks.sparse_layer")
         assert "20 Hz" in text
         assert_options(text, sparse_layer.Config)
+
+
+class TestActivity:
+    def test_runs(self, tmp_path):
+        """The more spikes are asked for, the more there are; both ways find the same."""
+        options = ["--workloads", "tiny", "--rounds", "1", "--window", "16"]
+        status, metrics = metrics_of(activity, tmp_path, *options, "--activity", "0.05", "0.3")
+        assert status == 0 and metrics["check"]["passed"]
+        few, many = metrics["points"]
+        assert 0.02 < few["spiking"] < 0.1 < many["spiking"] < 0.4
+        for point in (few, many):
+            assert point["spikes_differ"] < activity.ROUNDING
+            assert 0 < point["gradients_differ"] < 1e-3
+            ways = {label.split(", ")[1] for label in point["seconds"]}
+            assert len(point["seconds"]) == 6 and ways == {"compiled", "XLA"}
+
+    def test_both_ways_are_taken(self):
+        """What is called compiled has programs in its text, what is called XLA has not."""
+        (network, inputs, _), _ = activity.make(gradient_cost.WORKLOADS["tiny"], 0.1, 0)
+        texts = [jax.jit(lambda x: network(x).outputs).lower(inputs).as_text()]
+        with activity.without_kernels():
+            texts.append(jax.jit(lambda x: network(x).outputs).lower(inputs).as_text())
+        assert ["eprop_run" in text for text in texts] == [True, False]
+
+    def test_refuses(self):
+        with pytest.raises(ValueError, match=r"between 0 and 0\.5"):
+            activity.Config(activity=(0.7,))
+
+    def test_help(self):
+        assert_options(help_of("benchmarks.activity"), activity.Config)
 
 
 class TestPeers:
