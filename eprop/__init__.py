@@ -3,10 +3,11 @@
 From what a neuron is to how a network learns, each room built on those before:
 `cells` and `synapses` make a `layer`, layers and a `readout` a `network`; `traces` follow what
 each synapse did; `recursion`, `windowed` and `reverse` make gradients of them, and `adjoint` a
-derivative of the network's run; `rules` choose it, `online`, `streaming` and `training` use it.
+derivative of the network's run; `rules` choose it; `online`, `streaming`,
+`rewards` and `training` use it.
 """
 
-from . import checkpoints, compiled, losses
+from . import checkpoints, compiled, environments, losses
 from .cells import (
     ALIF,
     LIF,
@@ -36,6 +37,7 @@ from .network import BPTT, AbstractRule, Network
 from .online import Info, LearnerState, OnlineLearner
 from .padding import pad
 from .readout import Readout
+from .rewards import Played, RewardInfo, RewardLearner, RewardState
 from .rules import EProp, apply_updates, grad, value_and_grad
 from .running_rates import RatePenalty
 from .streaming import stream_value_and_grad
@@ -83,9 +85,13 @@ __all__ = [
     "Network",
     "NetworkState",
     "OnlineLearner",
+    "Played",
     "RandomFeedback",
     "RatePenalty",
     "Readout",
+    "RewardInfo",
+    "RewardLearner",
+    "RewardState",
     "RotatingBuffer",
     "Sparse",
     "SymmetricFeedback",
@@ -96,6 +102,7 @@ __all__ = [
     "checkpoints",
     "compiled",
     "eligibility_traces",
+    "environments",
     "fit",
     "grad",
     "init_training",

@@ -130,6 +130,14 @@ def fraction(name: str, value: Any) -> float:
     return checked
 
 
+def between(name: str, value: Any, low: float, high: float) -> float:
+    """`value` as a float; `ValueError` unless it is one number from `low` to `high`."""
+    checked = np.asarray(parameter(name, value, 1))
+    if checked.ndim or not low <= checked <= high:
+        raise ValueError(f"{name} = {value} must be one number from {low:g} to {high:g}")
+    return float(checked)
+
+
 def switch(name: str, value: Any) -> bool:
     """`value` as a bool; `TypeError` for anything that only counts as true or false."""
     if not isinstance(value, bool | np.bool_):

@@ -26,6 +26,7 @@ from .kernels import (
     Tiles,
     Traces,
     event_currents,
+    event_traces,
     lead_traces,
     neurons_of,
     tiles_of,
@@ -204,6 +205,22 @@ class CompiledLayer:
             if graded is not None:
                 traces = _with_graded(traces, rows, graded, leads)
         return traces, total
+
+    def arrived(
+        self,
+        start: LayerState,
+        below: Array,
+        spikes: Array,
+        post: Float[Array, "time batch n"],
+        total: Float[Array, "batch n_pre n"],
+    ) -> Float[Array, "batch n_pre n"]:
+        """`total` + Σ_t (what a dense synapse has seen) · post_t of each example."""
+        for rows, events, graded in self._seen(start, below, spikes):
+            if graded is None:
+                total = event_traces(events, post, rows.start, total)
+            else:
+                total = total.at[:, rows].add(jnp.einsum("tbf,tbj->bfj", graded, post))
+        return total
 
     def _seen(
         self, start: LayerState, below: Array, spikes: Array

@@ -18,7 +18,7 @@ from .precision import exact_products
 from .recursion import step_gradients
 from .reverse import keeps_currents
 from .sequences import Blocks
-from .signals import LayerGradients, Signals
+from .signals import CreditSignal, LayerGradients, Signals
 from .traces import LayerTraces, init_traces
 from .trajectory import NetworkState, Response
 from .windowed import window_gradients
@@ -41,6 +41,8 @@ class Carry(NamedTuple):
     layers: tuple[LayerTraces, ...]
     bias: Float[Array, " batch"]
     """κ-filtered 1: the trace of the readout's bias."""
+    credit: Float[Array, "batch n_out"] | None = None
+    """F of the readout's bias, where one learns from rewards."""
 
 
 class Derivatives(NamedTuple):
@@ -51,6 +53,8 @@ class Derivatives(NamedTuple):
     """Of each layer."""
     states: list[list[Float[Array, "time batch _"]] | None]
     """Of each hidden variable of each layer."""
+    credit: CreditSignal | None = None
+    """What is added to F, where one learns from rewards."""
 
 
 def init_carry(network: Network, batch: int) -> Carry:
@@ -171,8 +175,10 @@ def advance(
     n_steps = len(derivatives.outputs)
     after, layers = [], []
     for i, (layer, b_layer) in enumerate(zip(network.layers, by_layer(network, b), strict=True)):
-        of_layer = Signals(derivatives.outputs, derivatives.spikes[i], derivatives.states[i])
-        evaluate = step_gradients if n_steps == 1 else window_gradients
+        of_layer = Signals(
+            derivatives.outputs, derivatives.spikes[i], derivatives.states[i], derivatives.credit
+        )
+        evaluate = step_gradients if n_steps == 1 and of_layer.credit is None else window_gradients
         traces, gradients = evaluate(
             layer,
             layer.effective(),
@@ -190,4 +196,9 @@ def advance(
     of_bias = so_far.readout_bias + error.sum((0, 1)) + kappa * carry.bias @ error[0]
     fading = sum(kappa**age for age in range(n_steps))
     bias = kappa**n_steps * carry.bias + fading
-    return Carry(tuple(after), bias), NetworkGradients(tuple(layers), of_bias)
+    credit = carry.credit
+    if credit is not None and derivatives.credit is not None:
+        error = network.readout.lead_back(derivatives.credit.error)
+        before = kappa * carry.bias[:, None] * error[0]
+        credit = derivatives.credit.decay * credit + before + error.sum(0)
+    return Carry(tuple(after), bias, credit), NetworkGradients(tuple(layers), of_bias)

@@ -27,6 +27,7 @@ from . import checks
 from .checks import Parameter
 
 __all__ = [
+    "actor_critic",
     "firing_rate_penalty",
     "mean_squared_error",
     "running_rate_penalty",
@@ -110,16 +111,16 @@ def softmax_cross_entropy(
 
 
 def _labels(
-    labels: ArrayLike, outputs: Array, weights: Float[Array, "time batch"]
+    labels: ArrayLike, outputs: Array, weights: Float[Array, "time batch"], name: str = "labels"
 ) -> Int[Array, "time batch"]:
     """Labels of each step; an error where they are no classes and count, if that is known."""
     if not isinstance(labels, jax.Array):
         labels = np.asarray(labels)  # in all its bits: JAX may cut them off
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels have dtype {labels.dtype}, but must be integers: class indices")
+        raise TypeError(f"{name} have dtype {labels.dtype}, but must be integers: class indices")
     if labels.shape not in (outputs.shape[:2], outputs.shape[1:2]):
         raise ValueError(
-            f"labels have shape {labels.shape}, but outputs of shape {outputs.shape} need "
+            f"{name} have shape {labels.shape}, but outputs of shape {outputs.shape} need "
             f"[batch] = {outputs.shape[1:2]} or [time, batch] = {outputs.shape[:2]}"
         )
     n_classes = outputs.shape[-1]
@@ -131,8 +132,8 @@ def _labels(
         wrong = labels[~exists & (np.asarray(weights) > 0)]
         if wrong.size:
             raise ValueError(
-                f"labels go from {labels.min()} to {labels.max()}, but with {n_classes} readouts "
-                f"the classes are 0 to {n_classes - 1}: give steps that have none a mask of 0"
+                f"{name} go from {labels.min()} to {labels.max()}, but with {n_classes} readouts "
+                f"they must be 0 to {n_classes - 1}: give steps that have none a mask of 0"
             )
     return jnp.asarray(np.where(exists, labels, -1), jnp.int32)
 
@@ -234,6 +235,149 @@ def voltage_penalty(
     threshold = jnp.where(counts, threshold, jnp.ones((), v.dtype))
     excess = jax.nn.relu(jnp.abs(v) - threshold) / threshold
     return _mean(jnp.square(excess).sum(-1), weights, n_steps)
+
+
+def actor_critic(
+    outputs: Float[Array, "time batch n_out"],
+    actions: ArrayLike,
+    rewards: ArrayLike,
+    terminated: ArrayLike,
+    truncated: ArrayLike,
+    *,
+    discount: float,
+    every: int = 1,
+    value_weight: float = 1.0,
+    entropy_weight: float = 0.0,
+    next_values: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+) -> Float[Array, ""]:
+    """Of decisions and their rewards, summed over the decisions and averaged over the batch:
+
+        -A_t log π_t(a_t) + ½ C_V (R_t - V_t)² - c H(π_t),        A_t = R_t - V_t held fixed
+
+        π = softmax of all outputs but the last, which is the value V
+        R_t = r_t + γ R_{t+1}, held fixed too. After a decision that ended its episode R_{t+1} is 0
+        if the episode was over (terminated), and if it was only broken off (truncated), as where
+        the decisions end, the value V of what would have followed.
+
+    There is a decision after each `every` steps, by the outputs of the last of them. Its e-prop
+    gradient is that of equation (5) of Bellec et al. 2020 (Methods, "reward-based e-prop"), δ_t
+    times the filtered L_t ē_t, summed over t.
+
+    **Arguments:** by decision, `[decision, batch]`, and as many decisions as there are `actions`:
+
+    - `actions`: a_t, integers from 0 to n_out - 2; NaN comes of others under `jax.jit`.
+    - `rewards`: r_t.
+    - `terminated`, `truncated`: booleans, how episodes end.
+    - `discount`: γ, 0 to 1, from one decision to the next.
+    - `every`: steps from one decision to the next.
+    - `value_weight`, `entropy_weight`: C_V and c.
+    - `next_values`: the values of what would have followed each decision; only those where an
+      episode was truncated and of the last decision are looked at. By default they are the
+      outputs' own, one decision later, so that the outputs need `every` further steps, unless all
+      decisions at the end are terminal.
+    - `mask`: decisions that count, or their weights (all by default): what comes between one
+      episode's end and the next one's beginning does not.
+    """
+    every = checks.positive_int("every", every)
+    rewards = checks.real_array("rewards", rewards, outputs.dtype)
+    n, batch, n_actions = len(rewards), outputs.shape[1], outputs.shape[-1] - 1
+    shape, zero = (n, batch), jnp.zeros((), outputs.dtype)
+    if rewards.shape != shape or len(outputs) not in (n * every, (n + 1) * every) or n == 0:
+        raise ValueError(
+            f"rewards have shape {rewards.shape} and outputs {outputs.shape}: with a decision "
+            f"after each every = {every} steps give rewards [decision, batch], and outputs of all "
+            f"their steps, or of one more decision's"
+        )
+    if n_actions < 1:
+        raise ValueError(
+            f"outputs of shape {outputs.shape} need two readouts: actions, and a value"
+        )
+    ended = {"terminated": terminated, "truncated": truncated}
+    terminated, truncated = (_booleans(name, x, shape) for name, x in ended.items())
+    seen = outputs[every - 1 :: every]
+    logits, values = seen[:n, :, :-1], seen[:, :, -1]
+    weights = _weights(mask, logits)
+    rewards = _finite_where("rewards", rewards, weights)
+    actions = _labels(actions, logits, weights, "actions")
+
+    held = jax.lax.stop_gradient(values)
+    if next_values is not None:
+        following = checks.real_array("next_values", next_values, outputs.dtype)
+        if following.shape != shape:
+            raise ValueError(f"next_values have shape {following.shape}, but {shape} is needed")
+        following = jax.lax.stop_gradient(following)
+    elif len(held) > n:
+        following = held[1:]
+    else:
+        if not isinstance(terminated, jax.core.Tracer) and not terminated[-1].all():
+            raise ValueError(
+                "the last decision ends no episode, so what follows it has a value: give the "
+                f"outputs of {every} further steps, or next_values"
+            )
+        following = jnp.concatenate([held[1:], jnp.full_like(held[:1], jnp.nan)])
+    last = jnp.arange(n)[:, None] == n - 1
+    returns = _returns(rewards, terminated, truncated | last, following, _discount(discount))
+
+    counts = weights > 0
+    log_policy = jax.nn.log_softmax(jnp.where(counts[..., None], logits, zero))
+    chosen = jax.nn.one_hot(actions, n_actions, dtype=outputs.dtype)
+    values = jnp.where(counts, values[:n], zero)
+    returns = jnp.where(counts, returns, zero)
+    exists = (actions >= 0) & (actions < n_actions)
+    returns = jnp.where(counts & ~exists, jnp.nan, returns)
+    advantages = returns - jax.lax.stop_gradient(values)
+    per_decision = (
+        -advantages * jnp.sum(chosen * log_policy, -1)
+        + value_weight / 2 * jnp.square(returns - values)
+        + entropy_weight * jnp.sum(jnp.exp(log_policy) * log_policy, -1)
+    )
+    return jnp.sum(weights * per_decision) / batch
+
+
+def _returns(
+    rewards: Float[Array, "decision batch"],
+    terminated: Array,
+    truncated: Array,
+    next_values: Float[Array, "decision batch"],
+    discount: ArrayLike,
+) -> Float[Array, "decision batch"]:
+    """R_t = r_t + γ (0 after the end of an episode, V where it was broken off, R_{t+1} else)."""
+
+    def step(return_tp1, now):
+        reward, is_over, is_cut, value = now
+        following = jnp.where(is_cut, value, return_tp1)
+        return_t = reward + discount * jnp.where(is_over, jnp.zeros_like(value), following)
+        return return_t, return_t
+
+    start = jnp.zeros_like(rewards[0])
+    of_steps = (rewards, terminated, truncated, next_values)
+    return jax.lax.scan(step, start, of_steps, reverse=True)[1]
+
+
+def _discount(value: Any) -> Any:
+    if isinstance(value, jax.core.Tracer):
+        return value
+    return checks.between("discount", value, 0, 1)
+
+
+def _booleans(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Array:
+    array = checks.array(name, value)
+    if array.shape != shape or array.dtype != bool:
+        raise ValueError(
+            f"{name} has shape {array.shape} and dtype {array.dtype}, but booleans "
+            f"[decision, batch] = {shape} are needed"
+        )
+    return array
+
+
+def _finite_where(name: str, array: Array, weights: Array) -> Array:
+    """`array`, with 0 where it doesn't count; `ValueError` for NaN where it does, if known."""
+    counts = weights > 0
+    array = jnp.where(counts, array, jnp.zeros_like(array))
+    if not isinstance(array, jax.core.Tracer):
+        checks.finite(name, array)
+    return array
 
 
 def _weights(mask: ArrayLike | None, outputs: Array) -> Float[Array, "time batch"]:

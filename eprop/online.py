@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, UInt
 
-from . import checkpoints, checks, loops, optimization
-from .evaluation import NetworkGradients, as_network, zero_gradients
+from . import checks, learner_state, loops, optimization
+from .evaluation import NetworkGradients, zero_gradients
 from .network import Network
 from .pieces import NO_SUM_OVER_TIME, Progress, evaluate_piece, init_progress, is_sum_over_time
 from .rules import EProp, Loss, call_loss
@@ -152,11 +152,7 @@ class OnlineLearner(eqx.Module):
         self.rule = checks.instance("rule", rule, EProp, "EProp(): BPTT can't learn online")
         self.optimizer = optimization.checked(optimizer)
         self.update_every = checks.positive_int("update_every", update_every)
-        if rate_penalty is not None:
-            checks.instance("rate_penalty", rate_penalty, RatePenalty, "RatePenalty(10.0, 1.0)")
-            for name, value in rate_penalty._asdict().items():
-                checks.not_negative(f"rate_penalty.{name}", value)
-        self.rate_penalty = rate_penalty
+        self.rate_penalty = learner_state.checked_penalty(rate_penalty)
         self.tau_rate = checks.duration("tau_rate", tau_rate)
         self.trainable = trainable
         if rule.window is not None and update_every % min(rule.window, update_every):
@@ -166,7 +162,7 @@ class OnlineLearner(eqx.Module):
             )
         rule.feedback.matrix(network)  # its errors come now
         of_optimizer = jax.eval_shape(self.optimizer.init, self._part(network))
-        self.kinds = _kinds((network, rule.feedback, of_optimizer))
+        self.kinds = learner_state.kinds(network, rule, of_optimizer)
 
     def init(self, batch: int = 1, key: PRNGKeyArray | None = None) -> LearnerState:
         """The state before the first step of `batch` streams side by side."""
@@ -285,7 +281,7 @@ class OnlineLearner(eqx.Module):
     def _fitting(self, state: LearnerState, now: Any) -> tuple[LearnerState, Any]:
         """The same without a look at their numbers, so once for each compiled program will do."""
         checks.instance("state", state, LearnerState, "learner.init(batch)")
-        state = self._mine(state)
+        state = learner_state.fitting(state, self.kinds, self.init)
         inputs, targets, done = now
         inputs = state.network.fitting(inputs)
         n_steps, batch = inputs.shape[:2]
@@ -306,25 +302,6 @@ class OnlineLearner(eqx.Module):
                 )
         return state, (inputs, jax.tree.map(checks.native, targets), done)
 
-    def _mine(self, state: LearnerState) -> LearnerState:
-        """The state, if it is this learner's; a number in its optimiser's state as an array."""
-        if _kinds((state.network, state.rule.feedback, state.optimizer)) == self.kinds:
-            return state
-        start = self.init()
-        optimizer = optimization.with_arrays(state.optimizer, start.optimizer)
-        state = state._replace(optimizer=optimizer)
-        if _kinds((state.network, state.rule.feedback, optimizer)) == self.kinds:
-            return state
-        theirs, mine = (
-            {"network": x.network, "feedback": x.rule.feedback, "optimizer": x.optimizer}
-            for x in (state, start)
-        )
-        found = checkpoints.differences(theirs, mine) or "the structure of its network"
-        raise ValueError(
-            f"the state is of another learner: {found}. Write learner.init(batch), or of a state "
-            f"take what fits, learner.init(batch)._replace(network=state.network)"
-        )
-
     def _learned(self, state: LearnerState, info: Info) -> Learned:
         """What must be finite after a step or chunk.
 
@@ -337,18 +314,17 @@ class OnlineLearner(eqx.Module):
     ) -> FloatingPointError:
         """An error that names what is not finite after some steps; raised if it was before."""
         self._checked(before, now)
-        for path, x in jax.tree_util.tree_leaves_with_path(self._learned(state, info)):
-            if np.isfinite(x).all():
-                continue
-            n_steps = int(state.n_steps)
-            if x is info.loss and x.ndim:
-                bad = np.flatnonzero(~np.isfinite(x))[0]
-                n_steps = int(before.n_steps) + (bad + 1) * self.update_every
-            return FloatingPointError(
-                f"{jax.tree_util.keystr(path, simple=True, separator='.')} is NaN or infinite "
-                f"after step {n_steps}; the state from before this call is as it was"
-            )
-        raise AssertionError("what was not finite is")
+        found = learner_state.first_not_finite(self._learned(state, info))
+        assert found is not None, "what was not finite is"
+        name, x = found
+        n_steps = int(state.n_steps)
+        if x is info.loss and x.ndim:
+            bad = np.flatnonzero(~np.isfinite(x))[0]
+            n_steps = int(before.n_steps) + (bad + 1) * self.update_every
+        return FloatingPointError(
+            f"{name} is NaN or infinite after step {n_steps}; the state from before this call is "
+            f"as it was"
+        )
 
 
 @eqx.filter_jit
@@ -473,7 +449,8 @@ def _observe(
             has_aux=True,
         )
         if done is not None:
-            progress = _from_rest(state.network, progress, done[-1])
+            fresh = init_progress(state.network, len(done[-1]))
+            progress = learner_state.restarted(fresh, progress, done[-1])
         rates, aux = piece.aux
         state = state._replace(
             progress=progress,
@@ -497,50 +474,10 @@ def _observe(
     return loops.cond(done[:-1].any(), stepwise, stretch, state, now)
 
 
-def _from_rest(network: Network, progress: Progress, ended: Array) -> Progress:
-    """The progress, with the examples that ended at rest."""
-
-    def choose(fresh, old):
-        return jnp.where(ended.reshape(-1, *[1] * (old.ndim - 1)), fresh, old)
-
-    return jax.tree.map(choose, init_progress(network, len(ended)), progress)
-
-
 def _update(learner: OnlineLearner, state: LearnerState) -> LearnerState:
     """The weights after the optimiser's update by the gradients since the last one."""
-    gradients = _like(as_network(state.network, state.gradients), learner._part(state.network))
-    network, rule, optimizer = optimization.update(
-        learner.optimizer,
-        state.network,
-        state.rule,
-        gradients,
-        state.optimizer,
-        trainable=learner.trainable,
-        value=state.loss,
-    )
-    return state._replace(
-        network=network,
-        rule=rule,
-        optimizer=optimizer,
+    return learner_state.updated(learner, state, state.gradients, state.loss)._replace(
         gradients=jax.tree.map(jnp.zeros_like, state.gradients),
         loss=jnp.zeros_like(state.loss),
         since_update=jnp.zeros_like(state.since_update),
     )
-
-
-def _like(tree: Any, part: Any) -> Any:
-    """The leaves that `part` has, `None` for the others."""
-    kept = jax.tree.map(lambda x: x is not None, part, is_leaf=lambda x: x is None)
-    return eqx.filter(tree, kept)
-
-
-def _kinds(tree: Any) -> Any:
-    """The structure of a tree, and shape and dtype of its leaves."""
-
-    def dtype(x: Any) -> str:
-        if not hasattr(x, "dtype"):
-            return type(x).__name__
-        return str(jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True))
-
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((np.shape(x), dtype(x)) for x in leaves)

@@ -108,7 +108,8 @@ def reverse(
         unit_costates, unit_currents = [], []
         for unit, on_spikes in zip(later.units, fading, strict=True):
             on_spikes = jnp.zeros(len(spikes), layer.dtype) if on_spikes is None else on_spikes
-            on_spikes = jnp.broadcast_to(on_spikes[:, None, None], spikes.shape)
+            on_spikes = on_spikes if on_spikes.ndim == 3 else on_spikes[:, None, None]
+            on_spikes = jnp.broadcast_to(on_spikes, spikes.shape)
             on_states = jax.tree.map(jnp.zeros_like, signals.states)
             _, before, of_currents = pullback((on_spikes, on_states, unit))
             unit_costates.append(before)

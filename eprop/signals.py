@@ -10,6 +10,15 @@ from .delays import delayed
 from .layer import Layer, trained_constants
 
 
+class CreditSignal(NamedTuple):
+    """What a stretch of steps adds to F, and what it leaves of F from before."""
+
+    error: Float[Array, "time batch n_out"]
+    """Of the readout, times what is left of it at the end: γ^(decisions until then)."""
+    decay: float
+    """γ^(decisions)."""
+
+
 class Signals(NamedTuple):
     """What the loss says about each step of a layer."""
 
@@ -19,6 +28,8 @@ class Signals(NamedTuple):
     """∂E/∂z_t with the outputs held fixed; `None` if the loss does not look at the spikes."""
     states: list[Float[Array, "time batch _"]] | None
     """∂E/∂s_t of each hidden variable, `None` likewise."""
+    credit: CreditSignal | None = None
+    """Where one learns from rewards."""
 
 
 class LayerGradients(NamedTuple):
@@ -57,8 +68,9 @@ class Later(NamedTuple):
 class UnitSignal(NamedTuple):
     """A function of a layer's run to differentiate beside the loss, neuron by neuron."""
 
-    fading: Float[Array, " time"] | None
-    """Its derivative with respect to each z_t, the same for all neurons; `None` if it is zero."""
+    fading: Float[Array, " time"] | Float[Array, "time batch n"] | None
+    """Its derivative with respect to each z_t, `[time]` if it is the same for all neurons; `None`
+    if it is zero."""
     at_end: list[Float[Array, "batch _"]]
     """Its derivative with respect to each hidden variable at the end."""
 

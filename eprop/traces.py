@@ -3,6 +3,7 @@
     ε_t = D_t ε_{t-1} + b_t pre_t        the eligibility vector, one entry per hidden variable
     e_t = c_t · ε_t                      the eligibility trace
     ē_t = κ ē_{t-1} + g e_t              the trace as the readout filters it
+    F_t = γ F_{t-1} + L_t ē_t            where one learns from rewards: `eprop.rewards`
 
 with the Jacobians D, b and c of the neuron's own equations. For `ALIF` this is formula (25) of
 Bellec et al. 2020.
@@ -37,6 +38,15 @@ class PortTraces(NamedTuple):
     """ē."""
 
 
+class Credit(NamedTuple):
+    """F: learning signals times traces, filtered by γ; each synapse's part in rewards to come."""
+
+    synapses: dict[str, list[Float[Array, "batch fan_in n"]]]
+    """Of the layer's `synapses`, for each port of the neurons."""
+    readout: Float[Array, "batch n n_out"]
+    """Of the layer's synapses onto the readout."""
+
+
 class LayerTraces(NamedTuple):
     """All traces of a layer. Every array has a leading axis of examples."""
 
@@ -45,6 +55,8 @@ class LayerTraces(NamedTuple):
     constants: ConstantTraces
     spikes: Float[Array, "batch n"]
     """κ-filtered g z_t: the trace of the layer's synapses onto the readout."""
+    credit: Credit | None = None
+    """F, where one learns from rewards."""
 
 
 def init_traces(layer: Layer, batch: int) -> LayerTraces:

@@ -20,9 +20,16 @@ from .record import Block, whole_run
 from .replay import neurons_of
 from .reverse import reverse
 from .sequences import Blocks, leaky_filter, scan_blocks
-from .signals import LayerGradients, Signals, UnitSignal
+from .signals import CreditSignal, LayerGradients, Signals, UnitSignal
 from .synapses import AbstractSynapses
-from .traces import LayerTraces, PortTraces, by_synapse, sum_of_products, sum_over_batch
+from .traces import (
+    Credit,
+    LayerTraces,
+    PortTraces,
+    by_synapse,
+    sum_of_products,
+    sum_over_batch,
+)
 
 
 def window_gradients(
@@ -45,12 +52,17 @@ def window_gradients(
 
     commons = [common_traces(cell) for cell in layer.neurons.cells]
     units, unit_of = _unit_signals(layer, commons, signals.error.shape[1], fading)
+    on_z = len(units) - 1
+    credit_error = None
+    if signals.credit is not None:  # what F is of, as one more function of the spikes
+        credit_error = leaky_filter(signals.credit.error, kappa, nothing, reverse=True)
+        units.append(UnitSignal(gain * credit_error @ b.T, units[on_z].at_end))
     result = reverse(
         layer,
         w,
         b,
         blocks,
-        signals._replace(error=gain * error),
+        signals._replace(error=gain * error, credit=None),
         so_far=so_far,
         units=units,
     )
@@ -68,7 +80,7 @@ def window_gradients(
         costates = layer.neurons.hidden_of(port.population, result.costates)
         common, units_here = commons[port.population][port.current], unit_of[port.population]
         is_common = tuple(row is not None for row in common)
-        of_leads = [*(units_here[k] for k, same in enumerate(is_common) if not same), -1]
+        of_leads = [*(units_here[k] for k, same in enumerate(is_common) if not same), on_z]
         leads = Leads(
             [*costates, (error_before @ b.T)[:, port.neurons]],
             [
@@ -91,6 +103,31 @@ def window_gradients(
         of_common, of_full = iter(traces.common), iter(traces.full)
         vectors = [next(of_common if same else of_full) for same in is_common]
         return PortTraces(vectors, traces.filtered), total
+
+    def credit_after(old: Credit, signal: CreditSignal, error: Array) -> Credit:
+        """F at the end of the window; `error` is the signal's, led back through the leak."""
+        before = kappa * error[0]  # of the readout before the first step, [batch, n_out]
+        on_filtered = before @ b.T
+
+        def of_port(kind: str, synapses: AbstractSynapses, i: int, port: Port) -> Array:
+            past = traces.synapses[kind][i]
+            costates = layer.neurons.hidden_of(port.population, result.unit_costates[on_z + 1])
+            r = result.unit_currents[on_z + 1][..., port.columns]
+            vectors = [by_synapse(synapses, x, port) for x in past.vectors]
+            factors = [*costates, on_filtered[:, port.neurons]]
+            led = signal.decay * old.synapses[kind][i]
+            led = led + sum_of_products(factors, [*vectors, past.filtered])
+            if fast is not None and kind == "dense":
+                return fast.arrived(start, below, spikes, r, led)
+            return led + _arrived(synapses, port, pre[kind], r)
+
+        of_synapses = {
+            kind: [of_port(kind, synapses, *port) for port in enumerate(layer.neurons.ports)]
+            for kind, synapses in layer.synapses.items()
+        }
+        led = traces.spikes[:, :, None] * before[:, None]
+        led = led + jnp.einsum("tbj,tbk->bjk", spikes.astype(layer.dtype), gain * error)
+        return Credit(of_synapses, signal.decay * old.readout + led)
 
     weights, new_traces = {}, {}
     for kind, synapses in layer.synapses.items():
@@ -118,6 +155,9 @@ def window_gradients(
         _constants_after(layer, w, blocks, traces.constants, kappa, gain),
         faded * traces.spikes + _faded_spikes(fading, spikes, is_compiled=fast is not None),
     )
+    if traces.credit is not None and signals.credit is not None and credit_error is not None:
+        credit = credit_after(traces.credit, signals.credit, credit_error)
+        after_window = after_window._replace(credit=credit)
     return after_window, LayerGradients(weights, constants, readout)
 
 

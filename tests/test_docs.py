@@ -180,6 +180,7 @@ def test_no_tutorial_is_left_out():
     assert [tutorial.stem for tutorial in TUTORIALS] == [
         "bptt_to_eprop",
         "own_neuron",
+        "rewards",
         "stream",
         "your_own_spikes",
     ]

@@ -15,7 +15,7 @@ KILLS = 20
 ROOT = Path(__file__).parents[1]
 
 
-def start(folder, speed, cache):
+def start(folder, *arguments, cache, program="killed.py"):
     """The training as a process of its own; programs are compiled once for all."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -23,7 +23,8 @@ def start(folder, speed, cache):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    command = [sys.executable, "-W", "error", str(ROOT / "tests/killed.py"), str(folder), speed]
+    command = [sys.executable, "-W", "error", str(ROOT / "tests" / program), str(folder)]
+    command += arguments
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -62,7 +63,7 @@ def timeless(folder):
 def test_killed_again_and_again(tmp_path):
     rng = random.Random(0)
     whole, torn, cache = tmp_path / "whole", tmp_path / "torn", tmp_path / "cache"
-    finish(start(whole, "fast", cache))
+    finish(start(whole, "fast", cache=cache))
     torn.mkdir()
     reached, within_write = [], 0
     for kill in range(KILLS):
@@ -70,7 +71,8 @@ def test_killed_again_and_again(tmp_path):
         # every other time as soon as the next one is seen to be written, or shortly after that.
         writing = kill % 2 == 0
         old, rows = set(leftovers(torn)), checkpointed(torn) + rng.randint(3, 12)
-        process = start(torn, "slow" if writing else rng.choice(["slow", "fast"]), cache)
+        speed = "slow" if writing else rng.choice(["slow", "fast"])
+        process = start(torn, speed, cache=cache)
         if kill in (5, 11):
             time.sleep(rng.uniform(0, 1))
         else:
@@ -87,7 +89,7 @@ def test_killed_again_and_again(tmp_path):
         assert reached[-1] <= len(timeless(torn))
     assert reached == sorted(reached) and len(set(reached)) > 15, reached
     assert within_write > 3
-    finish(start(torn, "fast", cache))
+    finish(start(torn, "fast", cache=cache))
 
     assert timeless(torn) == timeless(whole) and len(timeless(whole)) == killed.ITERATIONS
     assert timeless(whole)[0]["rate"] > 0.02

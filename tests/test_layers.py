@@ -17,7 +17,7 @@ LEVELS = [
         "precision",
         "version",
     },
-    {"files", "dropout", "losses", "padding", "surrogate", "weights"},
+    {"files", "dropout", "environments", "losses", "padding", "surrogate", "weights"},
     {"checkpoints", "rows", "cells.abstract", "cells.constants", "synapses.abstract"},
     {"cells.contract", "cells.membrane", "cells.leaky_tanh", "cells.lstm"},
     {"cells.lif", "cells.alif", "cells.current_lif", "cells.populations"},
@@ -42,8 +42,11 @@ LEVELS = [
     {"evaluation"},
     {"adjoint"},
     {"rules"},
-    {"diagnostics", "pieces", "keeping", "optimization"},
-    {"training", "streaming", "online"},
+    {"diagnostics", "pieces", "keeping", "optimization", "credit"},
+    {"learner_state"},
+    {"decisions"},
+    {"acting"},
+    {"training", "streaming", "online", "rewards"},
     {""},
 ]
 """What may be imported by all that comes later. `cells` is the folder's own `__init__`, as a name
@@ -166,9 +169,8 @@ def test_tasks_import_nothing_of_the_engine(module):
 @pytest.mark.parametrize("module", PATHS)
 def test_the_engine_imports_no_tasks_and_no_experiments(module):
     names = set(imported(PATHS[module]))
-    may = {"training": ["optax", "tqdm"], "online": ["optax"], "optimization": ["optax"]}.get(
-        module, []
-    )
+    optimising = {"acting", "learner_state", "online", "optimization", "rewards", "training"}
+    may = (["optax"] if module in optimising else []) + ["tqdm"] * (module == "training")
     libraries = {"matplotlib", "optax", "tqdm"}.difference(may)
     forbidden = ["eprop.tasks", "experiments", "figures", "tests", *libraries]
     assert not [name for name in names if name.startswith(tuple(forbidden))]
@@ -184,6 +186,12 @@ def test_what_the_benchmarks_compare_with_is_optional():
     assert len(paths) > len(PATHS)
     found = [(path, name) for path in paths for name in imported(path) if name.startswith(OPTIONAL)]
     assert not found
+
+
+def test_gymnasium_is_needed_for_its_environments_alone():
+    paths = [path for path in PATHS.values() if "gymnasium" in path.read_text()]
+    users = [path.name for path in paths if any(x.startswith("gymnasium") for x in imported(path))]
+    assert users == ["environments.py"]
 
 
 def test_scikit_learn_is_needed_for_digits_alone():

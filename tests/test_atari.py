@@ -1,0 +1,69 @@
+"""Atari: the network's shapes, and the experiment on a few decisions, interrupted in between."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from eprop import checkpoints
+from experiments import atari as experiment
+from figures import atari as figure
+from tests.test_experiments import assert_drawn, assert_options, help_of
+
+pytestmark = pytest.mark.experiment
+
+SMALL = experiment.Config(
+    channels=(4, 3), n_lif=4, n_alif=4, v_th=0.1, batch_size=2, update_every=2, decisions=4,
+    save_every=2,
+)  # fmt: skip
+
+
+def test_the_network_is_the_papers():
+    network = experiment.make_network(experiment.PRESETS["reference"])
+    first, second, recurrent = network.layers
+    assert (first.n, second.n, recurrent.n) == (20 * 20 * 16, 17 * 17 * 8, 400)
+    assert network.n_in == 84 * 84 and network.n_out == 4
+    assert first.recurrent is None and second.recurrent is None
+
+
+def test_what_is_seen_is_the_last_image():
+    games = experiment.make_games(SMALL)
+    images = games.reset(seed=0)
+    assert images.shape == (2, 1, 84, 84) and images.dtype == np.uint8
+    x = experiment.seen(SMALL, images)
+    assert x.shape == (5, 2, 84 * 84) and x.dtype == float
+    np.testing.assert_allclose(x[3].reshape(2, 1, 84, 84) * 255, images, rtol=1e-6)
+
+
+@pytest.mark.parametrize("learner", ["random", "frozen"])
+def test_a_run_that_is_interrupted_goes_on(learner, tmp_path):
+    config = dataclasses.replace(SMALL, results=tmp_path, learner=learner)
+    start = experiment.make_learner(config).network
+    experiment.train(dataclasses.replace(config, decisions=2), progress=False)
+    path = config.folder / "checkpoint.eprop"
+    assert checkpoints.read_header(path)["metadata"]["episodes"] == []
+    summary = experiment.run(config, progress=False)
+    assert summary["frames"] == 4 * 2 * 4 and summary["rate_hz"] > 1
+    assert 0 < summary["share_of_emulator"] < 1
+    state, _ = experiment.load(path, experiment.make_learner(config).init(2, dtype=float))
+    assert int(state.n_decisions) == 4
+    for layer, before in zip(state.network.layers, start.layers, strict=True):
+        changed = not np.array_equal(layer.below.weights, before.below.weights)
+        assert changed == (learner == "random")
+    assert not np.array_equal(state.network.w_out, start.w_out)
+
+
+def test_the_figure(tmp_path):
+    folders = []
+    for learner in ("random", "frozen"):
+        config = dataclasses.replace(SMALL, results=tmp_path, learner=learner)
+        folder = experiment.RunFolder(config.folder, config)
+        scores = np.random.default_rng(0).integers(-21, 5, 60)
+        folder.write_json("episodes", [[1000 * i, float(x)] for i, x in enumerate(scores)])
+        folders.append(config.folder)
+    assert_drawn(figure.draw(folders, tmp_path / "figure.png"))
+    np.testing.assert_allclose(figure._averaged(np.arange(30.0))[[0, 2, 29]], [0, 1, 19.5])
+
+
+def test_help():
+    assert_options(help_of("atari"), experiment.Config)

@@ -1,0 +1,121 @@
+"""The experiment with a decision and its reward, and its figure, on few and short trials."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import numpy as np
+import pytest
+
+import eprop
+from eprop.files import read_rows
+from eprop.tasks import EvidenceAccumulation
+from experiments import delayed_reward as experiment
+from experiments.learners import make_rule
+from figures import delayed_reward as figure
+from tests.test_experiments import assert_drawn, assert_options, help_of
+
+pytestmark = pytest.mark.experiment
+
+SMALL = experiment.Config(
+    seeds=(0, 3),
+    n_lif=8,
+    n_alif=8,
+    v_th=0.3,
+    task=EvidenceAccumulation(
+        n_cues=1, cue_ms=20.0, interval_ms=25.0, delay_ms=15.0, recall_ms=10.0, rate_hz=200.0
+    ),
+    batch_size=8,
+    iterations=4,
+    check_every=2,
+    validation_batches=1,
+    test_batches=2,
+)
+
+LEARNERS = {
+    "random": {},
+    "symmetric": {"feedback": "symmetric"},
+    "bptt": {"rule": "bptt"},
+    "lif_only": {"n_lif": 16, "n_alif": 0, "run": "lif_only"},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of a run by every learner."""
+    results = tmp_path_factory.mktemp("results")
+    configs = {
+        name: dataclasses.replace(SMALL, results=results, **changes)
+        for name, changes in LEARNERS.items()
+    }
+    return {
+        name: (config, experiment.run(config, progress=False)) for name, config in configs.items()
+    }
+
+
+def test_every_learner_leaves_whole_results(runs, tmp_path):
+    for config, summary in runs.values():
+        assert summary["learner"] == config.learner and summary["seeds"] == [0, 3]
+        assert summary["test_trials"] == 16 and summary["training_trials"] == 32
+        assert all(0 <= found <= 1 for found in summary["test_accuracy"])
+        for seed in config.seeds:
+            rows = read_rows(config.folder / f"seed{seed}" / "metrics.jsonl")
+            assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
+            assert all(abs(row["reward"]) <= 1 and row["rate_hz"] > 1 for row in rows)
+            assert 0.9 * np.log(2) < rows[0]["entropy"] <= np.log(2)  # it tries both
+    folders = [config.folder for config, _ in runs.values()]
+    assert_drawn(figure.draw(folders, tmp_path / "all.png"))
+    assert_drawn(figure.draw(folders[-1:], tmp_path / "one.png"))
+
+
+def test_the_rule_is_what_differs(runs):
+    rows = {
+        name: read_rows(config.folder / "seed0" / "metrics.jsonl")
+        for name, (config, _) in runs.items()
+    }
+    first = {name: of_run[0]["loss"] for name, of_run in rows.items()}
+    last = {name: of_run[-1]["loss"] for name, of_run in rows.items()}
+    rules = ("random", "symmetric", "bptt")
+    assert len({first[name] for name in rules}) == 1 and len({last[name] for name in rules}) == 3
+
+
+def test_a_reward_is_for_the_right_side():
+    rewards = experiment.rewards_of(np.array([0, 1, 0, 1]), np.array([0, 1, 1, 0]))
+    assert rewards.tolist() == [1, 1, -1, -1]
+
+
+def test_what_is_drawn_is_of_either_side(runs):
+    config, _ = runs["random"]
+    with np.load(config.folder / "trial.npz") as trial:
+        assert trial["labels"].tolist() == [0, 1]
+        assert trial["spikes"].any() and trial["outputs"].shape == (config.task.n_steps, 2, 3)
+
+
+def test_it_learns_without_a_delay():
+    """The cue is on while it is asked: a few hundred rewards are enough."""
+    task = EvidenceAccumulation(
+        n_cues=1, cue_ms=20.0, interval_ms=21.0, delay_ms=0.0, recall_ms=1.0, rate_hz=300.0
+    )
+    config = dataclasses.replace(
+        SMALL,
+        seeds=(0,),
+        task=task,
+        batch_size=32,
+        learning_rate=5e-3,
+        iterations=60,
+        test_batches=8,
+    )
+    network = experiment.make_network(config, 0)
+    rule = make_rule("random", jax.random.normal(jax.random.key(1), (16, 3)))
+    training = eprop.init_training(network, rule, experiment.make_optimizer(config))
+    step = eqx.filter_jit(experiment.make_step(config))
+    state, batch = experiment.State(training, network), experiment.make_batches(config, 0)
+    accuracy = experiment.make_accuracy(config, 8)
+    before = accuracy(network, jax.random.key(5))
+    for iteration in range(1, 61):
+        state, _ = step(state, batch(iteration))
+    assert before < 0.7 and accuracy(state.training.network, jax.random.key(5)) > 0.9
+
+
+def test_help():
+    assert_options(help_of("delayed_reward"), experiment.Config)
