@@ -43,7 +43,10 @@ def reverse_compiled(
     seen = None if events is None else Events(events)
     z_t, z_tm1 = Events(spikes), Events(spikes, start.spikes > 0)
 
-    def of_block(later: Later, now: tuple[Int[Array, " time"], Block, Signals, Any]):
+    def of_block(
+        so_far: tuple[Later, list[Array]], now: tuple[Int[Array, " time"], Block, Signals, Any]
+    ) -> Any:
+        later, of_units = so_far
         steps, block, signals, fading = now
         graded = None
         if seen is None or of_below:
@@ -54,7 +57,10 @@ def reverse_compiled(
         error = signals.error, b.T  # whose product is ℓ_t, [time, batch, n]
         functions = [
             Cotangents(later.costates, signals.spikes, signals.states, error),
-            *map(Cotangents, later.units, fading),
+            *(
+                Cotangents(unit, of_unit, currents=r)
+                for unit, of_unit, r in zip(later.units, fading, of_units, strict=True)
+            ),
         ]
         states, n_steps = block.start.neurons, len(steps)
         of_loss, *of_units = layer.neurons.back(
@@ -88,7 +94,7 @@ def reverse_compiled(
 
         of_pre = d_pre if of_below else None
         earlier = Later(of_loss.before, gradients, [unit.before for unit in of_units])
-        return earlier, (of_pre, [unit.currents for unit in of_units])
+        return (earlier, [unit.currents for unit in of_units]), of_pre
 
     length = blocks.whole.spikes.shape[1]
     of_time = cut((jnp.arange(len(spikes)), signals, [unit.fading for unit in units]), length)
@@ -96,8 +102,10 @@ def reverse_compiled(
     structure = jax.tree.structure(trained_constants(layer.layer))
     costates = [jnp.zeros_like(x) for x in hidden_variables(start.neurons)]
     last = Later(costates, so_far, [unit.at_end for unit in units])
-    first, by_step = scan_blocks(of_block, last, together, reverse=True)
-    d_pre, unit_currents = join(by_step)
+    shape = (*spikes.shape[:2], layer.layer.neurons.n_post)
+    nothing = [jnp.zeros(shape, layer.layer.dtype) for _ in units]
+    (first, unit_currents), by_step = scan_blocks(of_block, (last, nothing), together, reverse=True)
+    d_pre = join(by_step)
     d_below = None if d_pre is None else before_delay(layer.layer, d_pre)
     return Reversed(first.costates, first.gradients, d_below, first.units, unit_currents)
 

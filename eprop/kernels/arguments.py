@@ -71,17 +71,22 @@ class Cotangents(NamedTuple):
     """∂E/∂s_t of each hidden variable; `None` for zero."""
     error: tuple[Float[JaxArray, "time batch n_out"], Float[JaxArray, "n_out n"]] | None = None
     """The readout's error and what feeds it back; their product is added to ∂E/∂z_t."""
+    currents: Float[JaxArray, "steps batch n_post"] | None = None
+    """Of all steps, to be overwritten by r_t of those that are gone through; if `None`, r_t of
+    these has an array of its own."""
 
     @property
-    def kind(self) -> tuple[int, bool, bool]:
+    def kind(self) -> tuple[int, bool, bool, bool]:
         """What a program must know of it."""
         ndim = 0 if self.spikes is None else self.spikes.ndim
-        return ndim, self.states is not None, self.error is not None
+        with_states, with_error = self.states is not None, self.error is not None
+        return ndim, with_states, with_error, self.currents is not None
 
     @property
     def arrays(self) -> list[JaxArray]:
         spikes = [] if self.spikes is None else [self.spikes]
-        return [*self.after, *spikes, *(self.states or []), *(self.error or [])]
+        currents = [] if self.currents is None else [self.currents]
+        return [*self.after, *spikes, *(self.states or []), *(self.error or []), *currents]
 
 
 class PulledBack(NamedTuple):
@@ -92,29 +97,31 @@ class PulledBack(NamedTuple):
     before: list[Float[JaxArray, "batch _"]]
     """dE/ds before the first step."""
     currents: Float[JaxArray, "time batch n_post"]
-    """r_t = dE/dI_t."""
+    """r_t = dE/dI_t, where `Cotangents.currents` were given in their place."""
 
 
 class WrittenCotangents:
     """`Cotangents`, in a program that is being written."""
 
-    def __init__(self, kind: tuple[int, bool, bool], n_hidden: int, arrays: Iterator[Array]):
-        self.ndim, with_states, with_error = kind
+    def __init__(self, kind: tuple[int, bool, bool, bool], n_hidden: int, arrays: Iterator[Array]):
+        self.ndim, with_states, with_error, self.of_all_steps = kind
         self.after = take(arrays, n_hidden)
         self.spikes = take(arrays, int(self.ndim > 0))
         self.states = take(arrays, n_hidden * with_states)
         self.error = take(arrays, 2 * with_error)
+        take(arrays, int(self.of_all_steps))  # it is where the result is to be
 
     @staticmethod
     def types(
-        kind: tuple[int, bool, bool], dtype: Any, hidden: Sequence[Any]
+        kind: tuple[int, bool, bool, bool], dtype: Any, hidden: Sequence[Any]
     ) -> list[tuple[Any, int]]:
-        ndim, with_states, with_error = kind
+        ndim, with_states, with_error, of_all_steps = kind
         return [
             *((x, 2) for x in hidden),
             *[(dtype, ndim)] * (ndim > 0),
             *((x, 3) for x in hidden if with_states),
             *[(dtype, 3), (dtype, 2)] * with_error,
+            *[(dtype, 3)] * of_all_steps,
         ]
 
     def write_spikes(self, code: Code, t: Number, b: Number, d_spikes: Array) -> None:

@@ -207,16 +207,23 @@ class Neurons:
         batch = z_tm1.now.shape[1]
         of_arrays = [(batch, cell.n) for cell in self.cells for _ in cell.arrays]
         d_before = [x.shape for x in functions[0].after]
-        of_function = [(n_steps, batch, self.n_post), *d_before, *of_arrays]
-        found = self._back(drive.kind, tuple(x.kind for x in functions))(
+        given = [
             step(first_step),
+            step(n_steps),
             *z_tm1.arrays,
             *drive.arrays,
             *leaves,
             *self._constants(arrays),
-            *itertools.chain(*(x.arrays for x in functions)),
-            shapes=of_function * len(functions),
-        )
+        ]
+        shapes, in_place = [], {}
+        for x in functions:
+            given += x.arrays
+            if x.currents is not None:  # the last of them
+                in_place[len(given) - 1] = len(shapes)
+            r = (n_steps, batch, self.n_post) if x.currents is None else x.currents.shape
+            shapes += [r, *d_before, *of_arrays]
+        program = self._back(drive.kind, tuple(x.kind for x in functions))
+        found = program(*given, shapes=shapes, in_place=in_place)
 
         def pulled_back(r: JaxArray, *found: JaxArray) -> PulledBack:
             before, sums = found[: len(d_before)], found[len(d_before) :]
@@ -224,21 +231,23 @@ class Neurons:
             d_arrays = [x.sum(0) if array.ndim else x.sum() for array, x in pairs]
             return PulledBack(d_arrays, list(before), r)
 
-        n = len(of_function)
+        n = len(shapes) // len(functions)
         return [pulled_back(*found[n * k : n * (k + 1)]) for k in range(len(functions))]
 
     @functools.cache  # noqa: B019
     def _back(
-        self, kind: tuple[int, tuple[bool, ...]], functions: tuple[tuple[int, bool, bool], ...]
+        self,
+        kind: tuple[int, tuple[bool, ...]],
+        functions: tuple[tuple[int, bool, bool, bool], ...],
     ) -> Operation:
         def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
             given = iter(arrays)
-            first_step, z_tm1 = next(given)[0].to(INDEX), WrittenEvents(True, given)
+            first_step, n_steps = (next(given)[0].to(INDEX) for _ in range(2))
+            z_tm1 = WrittenEvents(True, given)
             currents = WrittenDrive(code, kind, given)
             before, constants = self._given(given)
             cotangents = [WrittenCotangents(x, len(self.hidden), given) for x in functions]
             found = [take(given, 1 + len(self.hidden) + len(self.arrays)) for _ in functions]
-            n_steps = found[0][0].shape[0]
             d_spikes = code.scratch(self.dtype, self.n)
             current = code.scratch(self.dtype, self.n_post)
             state = [code.scratch(x.dtype, x.shape[1]) for x in before]
@@ -269,6 +278,7 @@ class Neurons:
                             x[b, j] = code.number(0, TYPES[self.dtype])
                     with code.loop(n_steps) as later:
                         t = n_steps - 1 - later
+                        r_t = r.part(first_step + t if of_function.of_all_steps else t, b)
                         of_function.write_spikes(code, t, b, d_spikes)
                         self._step_back(
                             code,
@@ -279,7 +289,7 @@ class Neurons:
                             [x.part(t, b) for x in of_function.states],
                             costate,
                             [x.part(b) for x in sums],
-                            r.part(t, b),
+                            r_t,
                         )
                     for x, y in zip(costate, d_before, strict=True):
                         code.copy(x, y.part(b))
@@ -288,6 +298,7 @@ class Neurons:
         of_functions = [WrittenCotangents.types(x, self.dtype, self.hidden) for x in functions]
         arguments = [
             STEP,
+            STEP,
             *WrittenEvents.types(True),
             *WrittenDrive.types(kind, self.dtype),
             *[(x, 2) for x in self.leaves],
@@ -295,7 +306,7 @@ class Neurons:
             *itertools.chain(*of_functions),
         ]
         results = [(self.dtype, 3), *hidden, *of_arrays] * len(functions)
-        return Operation("back", arguments, results, (1, 1), body)
+        return Operation("back", arguments, results, (2, 1), body)
 
     def _step_back(
         self,
