@@ -49,6 +49,13 @@ def instances():
         *nets,
         learner,
         learner.init(),
+        eprop.RewardLearner(
+            nets[1],
+            eprop.EProp(),
+            optax.sgd(0.1),
+            discount=0.9,
+            rate_penalty=eprop.RatePenalty(),
+        ),
         eprop.init_training(nets[0], eprop.BPTT(), optax.adam(0.1)),
         eprop.EProp(eprop.AdaptiveFeedback(np.ones((3, 2)), 0.1), window=3),
         eprop.EProp(eprop.RandomFeedback(np.ones((3, 2)))),
