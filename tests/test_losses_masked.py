@@ -80,7 +80,7 @@ def test_a_label_that_counts_and_is_no_class():
     mask = MASKS["time"]
     wrong = LABELS.copy()
     wrong[0, 0] = -1
-    parts = ["labels go from -1", "classes are 0 to 2", "a mask of 0"]
+    parts = ["labels go from -1", "with 3 readouts they must be 0 to 2", "a mask of 0"]
     assert_raises(lambda: losses.softmax_cross_entropy(OUTPUTS, wrong, mask), ValueError, parts)
     value = jax.jit(losses.softmax_cross_entropy)(OUTPUTS, wrong, mask)
     assert np.isnan(value)
