@@ -175,12 +175,16 @@ def test_the_version_is_in_one_place():
 
 
 def test_dependencies_are_declared():
-    """Whatever the engine imports, and nothing that it doesn't."""
+    """Whatever the engine imports, and nothing that it doesn't; the environments' are an extra."""
     tasks = sorted((ROOT / "eprop" / "tasks").glob("*.py"))
     roots = {name.split(".")[0] for path in (*PATHS.values(), *tasks) for name in imported(path)}
     needed = roots - set(sys.stdlib_module_names) - {"eprop"}
     declared = {re.match(r"[\w-]+", line)[0] for line in PROJECT["dependencies"]}
-    assert needed == declared and "jax" in needed
+    assert needed - {"gymnasium"} == declared and "jax" in needed
+    extra = {re.match(r"[\w-]+", line)[0] for line in PROJECT["optional-dependencies"]["rl"]}
+    assert "gymnasium" in needed & extra
+    at_once = "import sys, eprop; sys.exit('gymnasium' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", at_once]).returncode == 0
 
 
 def pinned():
