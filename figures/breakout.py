@@ -16,9 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure, SubFigure
 
-from eprop.files import differences
 from figures import finished, plotting
-from figures.seed_runs import Run, read
+from figures.seed_runs import Run, comparable, read
 
 MAY_DIFFER = ("learner", "results", "run")
 """What sets runs apart that are drawn together."""
@@ -32,14 +31,7 @@ SCREEN = ListedColormap(["#f2f2f2", "black", "#d55e00", "#ffd06e", "#3a73bd"])
 
 def draw(folders: Sequence[Path], path: Path) -> Path:
     """Read the results of runs and draw them; returns the figure's path."""
-    runs = sorted(map(read, folders), key=lambda run: ORDER.index(run.learner))
-    settings = [{k: x for k, x in run.config.items() if k not in MAY_DIFFER} for run in runs]
-    for run, setting in zip(runs[1:], settings[1:], strict=True):
-        if changed := differences(settings[0], setting):
-            raise ValueError(
-                f"the runs by {runs[0].learner} and {run.learner} are of different settings "
-                f"({changed}): name the folders of runs that are to be compared"
-            )
+    runs = comparable([read(folder) for folder in folders], order=ORDER, may_differ=MAY_DIFFER)
     with plotting.style():
         figure = Figure(figsize=(8, 6.5))
         above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.5, 3)).flat
@@ -105,22 +97,13 @@ def _learning(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def _test(axes: Axes, runs: Sequence[Run]) -> None:
-    """A dot for each seed, and a bar at their mean."""
-    names = [_look(run)["label"] for run in runs] + ["random policy"]
-    found = [run.summary["test_score"] for run in runs] + [runs[0].summary["random_policy"]]
-    colours = [_look(run)["color"] for run in runs] + ["0.5"]
-    for place, (values, color) in enumerate(zip(found, colours, strict=True)):
-        spread = place + np.linspace(-0.2, 0.2, len(values))
-        axes.plot(values, spread, "o", markersize=4, markerfacecolor="none", color=color)
-        axes.plot(np.mean(values), place, "|", markersize=14, markeredgewidth=2, color=color)
+    rows = {_look(run)["label"]: (run.summary["test_score"], _look(run)["color"]) for run in runs}
+    plotting.seeds(axes, rows | {"random policy": (runs[0].summary["random_policy"], "0.5")})
     axes.set(
         title="c   Test: seeds, and mean (bar)",
         xlabel="score of a fresh game",
         xlim=(0, None),
-        ylim=(len(names) - 0.5, -0.5),
     )
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", length=0)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -16,26 +16,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import PercentFormatter
 
-from eprop.files import differences
 from figures import finished, plotting
-from figures.seed_runs import Run, read
+from figures.seed_runs import Run, comparable, read
 
 MAY_DIFFER = ("feedback", "velocities", "iterations", "results", "run")
 """What sets runs apart that are drawn together."""
+ORDER = ("random", "symmetric", "random, no velocities", "symmetric, no velocities")
 REQUIRED = 0.95
 """Of the limit, what is asked for."""
 
 
 def draw(folders: Sequence[Path], path: Path) -> Path:
     """Read the results of runs and draw them; returns the figure's path."""
-    runs = sorted(map(read, folders), key=lambda run: (_is_blind(run), run.learner != "random"))
-    settings = [{k: x for k, x in run.config.items() if k not in MAY_DIFFER} for run in runs]
-    for run, setting in zip(runs[1:], settings[1:], strict=True):
-        if changed := differences(settings[0], setting):
-            raise ValueError(
-                f"the runs called {_name(runs[0])} and {_name(run)} are of different settings "
-                f"({changed}): name the folders of runs that are to be compared"
-            )
+    runs = comparable(
+        [read(folder) for folder in folders], order=ORDER, may_differ=MAY_DIFFER, name=_kind
+    )
     with plotting.style():
         figure = Figure(figsize=(8, 7.5))
         above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(4.5, 3)).flat
@@ -49,6 +44,10 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
 
 def _is_blind(run: Run) -> bool:
     return not run.config["velocities"]
+
+
+def _kind(run: Run) -> str:
+    return run.learner + (", no velocities" if _is_blind(run) else "")
 
 
 def _name(run: Run) -> str:
@@ -115,23 +114,22 @@ def _learning(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def _test(axes: Axes, runs: Sequence[Run]) -> None:
-    """A dot for each seed, and a bar at their mean."""
-    for place, run in enumerate(runs):
-        values = np.array(run.summary["test_decisions"]) / run.summary["limit"]
-        look = {"color": plotting.COLOURS[run.learner]}
-        spread = place + np.linspace(-0.2, 0.2, len(values))
-        axes.plot(values, spread, "o", markersize=4, markerfacecolor="none", **look)
-        axes.plot(values.mean(), place, "|", markersize=14, markeredgewidth=2, **look)
+    limit = runs[0].summary["limit"]
+    rows = {
+        _name(run).replace(", no", ",\nno"): (
+            [x / limit for x in run.summary["test_decisions"]],
+            plotting.COLOURS[run.learner],
+        )
+        for run in runs
+    }
+    plotting.seeds(axes, rows)
     axes.axvline(REQUIRED, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
     axes.set(
         title="c   Test: seeds, and mean (bar)",
-        xlabel=f"decisions of at most {runs[0].summary['limit']}",
+        xlabel=f"decisions of at most {limit}",
         xlim=(0, 1.05),
-        ylim=(len(runs) - 0.5, -0.5),
     )
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_yticks(range(len(runs)), [_name(run).replace(", no", ",\nno") for run in runs])
-    axes.tick_params(axis="y", length=0)
 
 
 def main(arguments: Sequence[str]) -> None:

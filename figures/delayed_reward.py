@@ -15,9 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import PercentFormatter
 
-from eprop.files import differences
 from figures import finished, plotting
-from figures.seed_runs import Run, read
+from figures.seed_runs import Run, comparable, read
 
 CONTROL = "lif_only"
 NAMES = plotting.NAMES | {CONTROL: "LIF neurons only"}
@@ -36,14 +35,9 @@ def name_of(run: Run) -> str:
 
 def draw(folders: Sequence[Path], path: Path) -> Path:
     """Read the results of runs and draw them; returns the figure's path."""
-    runs = sorted((read(folder) for folder in folders), key=lambda run: ORDER.index(name_of(run)))
-    settings = [{k: x for k, x in run.config.items() if k not in MAY_DIFFER} for run in runs]
-    for run, setting in zip(runs[1:], settings[1:], strict=True):
-        if changed := differences(settings[0], setting):
-            raise ValueError(
-                f"the runs by {name_of(runs[0])} and {name_of(run)} are of different settings "
-                f"({changed}): name the folders of runs that are to be compared"
-            )
+    runs = comparable(
+        [read(folder) for folder in folders], order=ORDER, may_differ=MAY_DIFFER, name=name_of
+    )
     with plotting.style():
         figure = Figure(figsize=(8, 8.5))
         above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(5.5, 3)).flat
@@ -93,6 +87,7 @@ def _learning(axes: Axes, runs: Sequence[Run]) -> None:
         title=f"c   Learning: {seeds}",
         xlabel="trials, each with its reward",
         ylabel="greedy answers right",
+        xlim=(0, 1.1 * axes.dataLim.xmax),  # room for the threshold's name
         ylim=(0.4, 1.02),
     )
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -101,23 +96,18 @@ def _learning(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def _test(axes: Axes, runs: Sequence[Run]) -> None:
-    """A dot for each seed, and a bar at their mean."""
-    for place, run in enumerate(runs):
-        values = np.array(run.summary["test_accuracy"])
-        look = {"color": plotting.COLOURS[run.learner]}
-        spread = place + np.linspace(-0.2, 0.2, len(values))
-        axes.plot(values, spread, "o", markersize=4, markerfacecolor="none", **look)
-        axes.plot(values.mean(), place, "|", markersize=14, markeredgewidth=2, **look)
+    rows = {
+        NAMES[name_of(run)]: (run.summary["test_accuracy"], plotting.COLOURS[run.learner])
+        for run in runs
+    }
+    plotting.seeds(axes, rows)
     axes.axvline(REQUIRED, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
     axes.set(
         title="d   Test: seeds, and mean (bar)",
         xlabel=f"right in {runs[0].summary['test_trials']} trials never used",
         xlim=(0.4, 1.02),
-        ylim=(len(runs) - 0.5, -0.5),
     )
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_yticks(range(len(runs)), [NAMES[name_of(run)] for run in runs])
-    axes.tick_params(axis="y", length=0)
 
 
 def main(arguments: Sequence[str]) -> None:

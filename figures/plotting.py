@@ -5,7 +5,7 @@ t · dt in ms in all of them, so panels that share their time axis line up. A co
 line style, or with a lightness that rises with the value: figures can be read in greyscale.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import cycle
 from pathlib import Path
@@ -114,6 +114,17 @@ def threshold(axes: Axes, level: float, text: str = "") -> None:
         ha="right",
         color="0.35",
     )
+
+
+def seeds(axes: Axes, rows: Mapping[str, tuple[Sequence[float], str]]) -> None:
+    """By name a row of what came of each seed, a dot each and a bar at their mean, in a colour."""
+    for place, (values, color) in enumerate(rows.values()):
+        spread = place + np.linspace(-0.2, 0.2, len(values))
+        axes.plot(values, spread, "o", markersize=4, markerfacecolor="none", color=color)
+        axes.plot(np.mean(values), place, "|", markersize=14, markeredgewidth=2, color=color)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.tick_params(axis="y", length=0)
 
 
 def learning_curve(

@@ -1,7 +1,7 @@
 """Finished runs that trained several seeds each, as figures that compare rules read them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,17 +44,20 @@ def read(folder: Path) -> Run:
     return Run(config, summary, rows, trial)
 
 
-def comparable(runs: Sequence[Run]) -> list[Run]:
-    """The runs in the order of their rules; `ValueError` if they differ in more than that."""
-    runs = sorted(runs, key=lambda run: ORDER.index(run.learner))
-    settings = [
-        {name: value for name, value in run.config.items() if name not in MAY_DIFFER}
-        for run in runs
-    ]
+def comparable(
+    runs: Sequence[Run],
+    *,
+    order: Sequence[str] = ORDER,
+    may_differ: Sequence[str] = MAY_DIFFER,
+    name: Callable[[Run], str] = lambda run: run.learner,
+) -> list[Run]:
+    """The runs in the `order` of their names; `ValueError` if more differs than may differ."""
+    runs = sorted(runs, key=lambda run: order.index(name(run)))
+    settings = [{k: x for k, x in run.config.items() if k not in may_differ} for run in runs]
     for run, setting in zip(runs[1:], settings[1:], strict=True):
         if changed := differences(settings[0], setting):
             raise ValueError(
-                f"the runs by {runs[0].learner} and {run.learner} are of different settings "
+                f"the runs by {name(runs[0])} and {name(run)} are of different settings "
                 f"({changed}): name the folders of runs that are to be compared"
             )
     return runs
