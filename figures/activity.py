@@ -52,7 +52,7 @@ def draw(folder: Path) -> Path:
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2, handlelength=2.5)
         figure.text(
-            0.995, 0.985, f"{metrics['processor']}, {metrics['cores_usable']} cores, "
+            0.995, 0.965, f"{metrics['processor']}, {metrics['cores_usable']} cores, "
             f"JAX {metrics['jax']}, {metrics['date'][:10]}",
             ha="right", va="center", fontsize=7, color="0.35",
         )  # fmt: skip

@@ -3,6 +3,7 @@
 Rows are added in their order, so the same sum is the same number wherever it is formed.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -77,16 +78,14 @@ class EventList:
 def add_rows(
     code: Code,
     indices: Array,
-    end: Number,
+    count: Number,
     rows: Array,
     total: Array,
-    begin: Any = 0,
     columns: tuple[Any, Any] | None = None,
 ) -> None:
-    """Writes: to `total` add the rows whose indices stand from `begin` to before `end`."""
-    begin = code.index(begin)
+    """Writes: to `total` add the rows of the first `count` indices."""
     first, last = columns or (0, total.shape[0])
-    n_whole = (end - begin) / TOGETHER
+    n_whole = count / TOGETHER
 
     def add(which: list[Number]) -> None:
         with code.loop(last, first) as j:
@@ -96,9 +95,46 @@ def add_rows(
             total[j] = x
 
     with code.loop(n_whole) as group:
-        add([indices[begin + group * TOGETHER + k] for k in range(TOGETHER)])
-    with code.loop(end, begin + n_whole * TOGETHER) as k:
+        add([indices[group * TOGETHER + k] for k in range(TOGETHER)])
+    with code.loop(count, n_whole * TOGETHER) as k:
         add([indices[k]])
+
+
+class SortedEvents:
+    """When each of some presynaptic neurons was 1. Ask for it before any loop."""
+
+    def __init__(self, code: Code, n_pre: Number, most: Number):
+        """**Arguments:** `most`: how many events there may be."""
+        self.code, self.n_pre, self._count = code, n_pre, Counter(code)
+        self._begins, self._filled = (code.scratch(np.int64, n_pre + 1) for _ in range(2))
+        self._neurons, self._noted, self._sorted = (code.scratch(np.int64, most) for _ in range(3))
+
+    @contextlib.contextmanager
+    def begun(self) -> Iterator[Callable[[Number, Number], None]]:
+        """Inside, write for each event `note(neuron, when)`; they are sorted at the end."""
+        code, begins = self.code, self._begins
+        self._count.reset()
+        with code.loop(self.n_pre + 1) as i:
+            begins[i] = code.index(0)
+
+        def note(i: Number, when: Number) -> None:
+            k = self._count.next()
+            self._neurons[k], self._noted[k] = i, when
+            begins[i + 1] = begins[i + 1] + 1
+
+        yield note
+        with code.loop(self.n_pre) as i:
+            self._filled[i] = begins[i]
+            begins[i + 1] = begins[i + 1] + begins[i]
+        with code.loop(self._count.value) as k:
+            i = self._neurons[k]
+            at = self._filled[i]
+            self._sorted[at] = self._noted[k]
+            self._filled[i] = at + 1
+
+    def of(self, i: Number) -> Array:
+        """When a neuron was 1, in the order of the notes."""
+        return self._sorted.between(self._begins[i], self._begins[i + 1])
 
 
 class Events(NamedTuple):
@@ -154,38 +190,16 @@ def _product(is_late: bool, dtype: Any) -> Operation:
         events = WrittenEvents(is_late, given)
         post, _, totals = given  # the total so far is where the result is to be
         n_items, (_, batch, n_pre) = post.shape[0], events.now.shape
-        # The items, steps of examples, at which each presynaptic neuron was 1. First in their
-        # order, ...
-        n_most = n_items * n_pre
-        pre_of, item_of, items_of = (code.scratch(np.int64, n_most) for _ in range(3))
-        begins, filled = code.scratch(np.int64, n_pre + 1), code.scratch(np.int64, n_pre)
-        count = Counter(code)
-        count.reset()
-        with code.loop(n_pre + 1) as i:
-            begins[i] = code.index(0)
-        with code.loop(n_items / batch) as t, code.loop(batch) as b:
-
-            def note(i: Number) -> None:
-                k = count.next()
-                pre_of[k], item_of[k] = i, t * batch + b
-                begins[i + 1] = begins[i + 1] + 1
-
-            each_event(code, events.at(first_step + t, b), note)
-        # ... then sorted by neuron, so that each sum is formed at once.
-        with code.loop(n_pre) as i:
-            filled[i] = begins[i]
-            begins[i + 1] = begins[i + 1] + begins[i]
-        with code.loop(count.value) as k:
-            i = pre_of[k]
-            items_of[filled[i]] = item_of[k]
-            filled[i] = filled[i] + 1
+        found = SortedEvents(code, n_pre, n_items * n_pre)  # items: steps of examples
+        with found.begun() as note, code.loop(n_items / batch) as t, code.loop(batch) as b:
+            each_event(code, events.at(first_step + t, b), lambda i: note(i, t * batch + b))
         # So many columns at a time that those of all items stay in the cache.
         width = (code.index(TILE) / n_items).at_least(64)
         with code.loop((last - first + width - 1) / width) as tile:
             columns = first + tile * width, (first + tile * width + width).at_most(last)
             with code.loop(n_pre) as i:
-                sums = begins[i + 1], post, totals.part(first_row + i), begins[i]
-                add_rows(code, items_of, *sums, columns)
+                items, total = found.of(i), totals.part(first_row + i)
+                add_rows(code, items, items.shape[0], post, total, columns)
 
     types = [STEP, STEP, *WrittenEvents.types(is_late), (dtype, 2), (dtype, 2)]
     return Operation("gradient", types, [(dtype, 2)], (len(types) - 1, 1), body, pieces=1)

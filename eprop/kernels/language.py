@@ -8,6 +8,7 @@ a loop over neurons into vector instructions.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -171,6 +172,12 @@ class Array:
         """Its rows from one to before another."""
         shape = [self.code.index(end) - begin, *self.shape[1:]]
         return Array(self.code, self._address(begin), self.dtype, shape)
+
+    def of_example(self, b: Any) -> "Array":
+        """Of `[time, batch, ...]` that of an example, with the strides that time has."""
+        n_steps, *others = self.shape
+        row = functools.reduce(Number.__mul__, others)
+        return Array(self.code, self._address((0, b)), self.dtype, [n_steps, row])
 
     def when(self, condition: Number, other: "Array") -> "Array":
         """This array if it is so, otherwise another of its shape."""

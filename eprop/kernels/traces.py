@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from .arguments import take
 from .call import Operation
-from .events import STEP, Counter, Events, WrittenEvents, add_rows, each_event, step
+from .events import STEP, Events, SortedEvents, WrittenEvents, add_rows, each_event, step
 from .language import INDEX, Array, Code, Number
 
 
@@ -92,7 +92,6 @@ def lead_traces(
     To `total` the gradient is added: Σ_b signals · (ε, ē).
     """
     dtype = total.dtype
-    n_items = leads.r[0].shape[0] * leads.r[0].shape[1]
     of_leads = zip(leads.factors, leads.r, strict=True)
     given = [
         step(first_row),
@@ -101,7 +100,7 @@ def lead_traces(
         jnp.asarray(leads.power, dtype),
         jnp.asarray(leads.response, dtype),
         *leads.signals,
-        *(x for factors, r in of_leads for x in (*factors, r.reshape(n_items, -1))),
+        *(x for factors, r in of_leads for x in (*factors, r)),
     ]
     changed = [*traces.common, *traces.full, traces.filtered, total]
     found = _lead(events.is_late, leads.is_common, dtype)(
@@ -127,12 +126,13 @@ def _lead(is_late: bool, is_common: tuple[bool, ...], dtype: Any) -> Operation:
         leads = [(take(given, d), next(given)) for _ in range(n_led)]
         take(given, n_common + n_led + 1)  # what was before is where the results are to be
         common, led, (totals,) = take(given, n_common), take(given, n_led), given
-        sorted_events = SortedEvents(code, events, first, last)
-        with code.loop(events.now.shape[1]) as b:
-            sorted_events.find(b)
+        n_steps, batch, _ = events.now.shape
+        found = SortedEvents(code, last - first, n_steps * (last - first))
+        with code.loop(batch) as b:
+            with found.begun() as note, code.loop(n_steps) as t:
+                each_event(code, events.at(t, b).between(first, last), lambda i: note(i, t))
             with code.loop(last - first) as i:
-                row = first_row + first + i
-                steps, items = sorted_events.of(i)
+                row, steps = first_row + first + i, found.of(i)
                 before = [x[b, row] for x in common]
                 for k, x in enumerate(common):
                     products = [power[k, m] * y for m, y in enumerate(before)]
@@ -156,58 +156,15 @@ def _lead(is_late: bool, is_common: tuple[bool, ...], dtype: Any) -> Operation:
                             products.append(faded * filtered)
                         of_row[j] = sum(products[1:], products[0])
                 for (_, r), of_row in zip(leads, rows, strict=True):
-                    add_rows(code, items, items.shape[0], r, of_row)
+                    add_rows(code, steps, steps.shape[0], r.of_example(b), of_row)
 
     changed = [*[(dtype, 2)] * n_common, *[(dtype, 3)] * n_led, (dtype, 2)]
     types = [
         STEP,
         *WrittenEvents.types(is_late),
         (dtype, 1),
-        *[(dtype, 2)] * (2 + d + 1 + n_led * (d + 1)),
+        *[(dtype, 2)] * (2 + d + 1),
+        *[*[(dtype, 2)] * d, (dtype, 3)] * n_led,
         *changed,
     ]
     return Operation("lead", types, changed, (1, 2), body, pieces=1)
-
-
-class SortedEvents:
-    """The events of an example, by presynaptic neuron. Ask for it before any loop."""
-
-    def __init__(self, code: Code, events: WrittenEvents, first: Number, last: Number):
-        """**Arguments:** `first`, `last`: of the neurons from one to before another."""
-        self.code, self.events, self.first, self.last = code, events, first, last
-        self.n_steps, self.batch, _ = events.now.shape
-        n_rows = last - first
-        self.n_rows, self.count = n_rows, Counter(code)
-        self.begins, self.filled = (code.scratch(np.int64, n_rows + 1) for _ in range(2))
-        most = self.n_steps * n_rows
-        self.rows, self.steps, self.sorted_steps, self.items = (
-            code.scratch(np.int64, most) for _ in range(4)
-        )
-
-    def find(self, b: Number) -> None:
-        """Writes: those of an example."""
-        code, begins = self.code, self.begins
-        self.count.reset()
-        with code.loop(self.n_rows + 1) as i:
-            begins[i] = code.index(0)
-        with code.loop(self.n_steps) as t:
-
-            def note(i: Number) -> None:
-                k = self.count.next()
-                self.rows[k], self.steps[k] = i, t
-                begins[i + 1] = begins[i + 1] + 1
-
-            each_event(code, self.events.at(t, b).between(self.first, self.last), note)
-        with code.loop(self.n_rows) as i:
-            self.filled[i] = begins[i]
-            begins[i + 1] = begins[i + 1] + begins[i]
-        with code.loop(self.count.value) as k:
-            i, t = self.rows[k], self.steps[k]
-            at = self.filled[i]
-            self.sorted_steps[at], self.items[at] = t, t * self.batch + b
-            self.filled[i] = at + 1
-
-    def of(self, i: Number) -> tuple[Array, Array]:
-        """The steps at which a neuron was 1, and their numbers among all steps of all examples."""
-        begin, end = self.begins[i], self.begins[i + 1]
-        return self.sorted_steps.between(begin, end), self.items.between(begin, end)
