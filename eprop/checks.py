@@ -173,6 +173,17 @@ def real_array(name: str, value: Any, dtype: Any) -> Array:
     return given.astype(dtype)
 
 
+def booleans(name: str, value: Any, shape: tuple[int, ...], axes: str) -> Array:
+    """`value` as an array of booleans of exactly `shape`, whose `axes` are named."""
+    given = array(name, value)
+    if given.shape != shape or given.dtype != bool:
+        raise ValueError(
+            f"{name} has shape {given.shape} and dtype {given.dtype}, but booleans {axes} = "
+            f"{shape} are needed"
+        )
+    return given
+
+
 def float_array(name: str, value: Any, shape: tuple[int, ...], dtype: Any = None) -> Array:
     """`value` as a floating-point array of exactly `shape` (and `dtype`, if it matters)."""
     given = array(name, value)

@@ -294,7 +294,9 @@ def actor_critic(
             f"outputs of shape {outputs.shape} need two readouts: actions, and a value"
         )
     ended = {"terminated": terminated, "truncated": truncated}
-    terminated, truncated = (_booleans(name, x, shape) for name, x in ended.items())
+    terminated, truncated = (
+        checks.booleans(name, x, shape, "[decision, batch]") for name, x in ended.items()
+    )
     seen = outputs[every - 1 :: every]
     logits, values = seen[:n, :, :-1], seen[:, :, -1]
     weights = _weights(mask, logits)
@@ -359,16 +361,6 @@ def _discount(value: Any) -> Any:
     if isinstance(value, jax.core.Tracer):
         return value
     return checks.between("discount", value, 0, 1)
-
-
-def _booleans(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Array:
-    array = checks.array(name, value)
-    if array.shape != shape or array.dtype != bool:
-        raise ValueError(
-            f"{name} has shape {array.shape} and dtype {array.dtype}, but booleans "
-            f"[decision, batch] = {shape} are needed"
-        )
-    return array
 
 
 def _finite_where(name: str, array: Array, weights: Array) -> Array:

@@ -211,7 +211,9 @@ class RewardLearner(eqx.Module):
             raise ValueError("learn comes after act: there is no action whose reward this could be")
         counts = jnp.ones(batch, bool) if counts is None else counts
         given = {"terminated": terminated, "truncated": truncated, "counts": counts}
-        terminated, truncated, counts = (_booleans(*item, batch) for item in given.items())
+        terminated, truncated, counts = (
+            checks.booleans(name, x, (batch,), "[batch]") for name, x in given.items()
+        )
         heard = checks.real_array("rewards", rewards, self.network.dtype)
         if heard.shape != (batch,):
             raise ValueError(
@@ -300,16 +302,6 @@ class RewardLearner(eqx.Module):
                 f"from before this call is as it was"
             )
         return state
-
-
-def _booleans(name: str, value: ArrayLike, batch: int) -> Array:
-    array = checks.array(name, value)
-    if array.shape != (batch,) or array.dtype != bool:
-        raise ValueError(
-            f"{name} has shape {array.shape} and dtype {array.dtype}, but a boolean for each of "
-            f"{batch} examples is needed: {(batch,)}"
-        )
-    return array
 
 
 def _is_true(value: Array) -> bool:
