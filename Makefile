@@ -8,7 +8,7 @@ WORKERS ?= 2
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: help setup run fig3 figures test optimized reduced lint format dist docs clean
+.PHONY: help setup run fig3 figures test slow check optimized lint format dist docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -24,15 +24,18 @@ fig3: setup  ## Make the runs of Fig. 3 that are missing, one after the other, a
 figures: setup  ## Draw every figure again from results/
 	$(BIN)/python -m figures.make_all
 
-test: setup  ## Run the tests (ARGS="-k name" selects some)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+test: setup  ## Run the tests but for slow ones (ARGS="-k name" selects some)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not experiment" $(ARGS)
+
+slow: setup  ## Run the others: experiments in a reduced form, the pages' programs, processes killed
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow or experiment" $(ARGS)
+
+check: lint  ## What to run while at work, in a minute: lint, and one number by all ways to it
+	$(BIN)/python -m pytest -n $(WORKERS) -m check $(ARGS)
 
 optimized: setup  ## Test numbers and bits of programs that are compiled as a user has them
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) \
-		tests/test_golden.py tests/test_delayed_network.py $(ARGS)
-
-reduced: setup  ## Run every experiment in a reduced form
-	$(BIN)/python -m pytest -n $(WORKERS) -m experiment $(ARGS)
+		tests/test_golden.py tests/test_compiled.py tests/test_delayed_network.py $(ARGS)
 
 lint: setup  ## Check style, format and types
 	$(BIN)/ruff check .

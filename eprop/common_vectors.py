@@ -32,11 +32,22 @@ def common_traces(cell: AbstractCell) -> list[list[CommonVector | None]]:
     It is where D and b are constants, equal for all neurons, that lead from the current and from
     other such variables only. The cell's arrays count as unknown, whether they are traced or not.
     """
-    arrays, rest = eqx.partition(cell, eqx.is_array)
+    leaves, structure = jax.tree.flatten(cell)
+    known = tuple(jax.typeof(x) if isinstance(x, jax.Array | np.ndarray) else x for x in leaves)
+    return _common_traces(structure, known, jax.config.jax_enable_x64)
+
+
+@functools.lru_cache(maxsize=256)
+def _common_traces(
+    structure: Any, known: tuple[Any, ...], x64: bool
+) -> list[list[CommonVector | None]]:
+    """Of a cell's structure and what is `known` of its leaves: shape and dtype of an array."""
     with jax.ensure_compile_time_eval():
         # What is constant does not depend on the arrays: with numbers in their place it is found
         # under `jit`, too, where an operation on a tracer makes a tracer of all that comes with it.
-        cell = eqx.combine(jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), arrays), rest)
+        cell = structure.unflatten(
+            jnp.ones(x.shape, x.dtype) if isinstance(x, jax.core.ShapedArray) else x for x in known
+        )
         state = cell.init(1)
         z = jnp.zeros_like(hidden_variables(state)[0])
         current = z if cell.n_currents == 1 else jnp.stack([z] * cell.n_currents)

@@ -162,6 +162,9 @@ class Case(NamedTuple):
     loss: Callable
     b: np.ndarray
 
+    def run(self) -> eprop.Trajectory:
+        return jax.jit(lambda network, inputs: network(inputs))(self.network, self.inputs)
+
     def value_and_grad(self, rule: eprop.AbstractRule):
         evaluate = eprop.value_and_grad(self.loss, rule)
         return jax.jit(evaluate)(self.network, self.inputs, self.targets)

@@ -42,11 +42,16 @@ def assert_alive(network, inputs, gradients, low: float = 0.01, high: float = 0.
 
     A silent network makes any two gradients equal.
     """
-    fraction = float(network(inputs).spikes.mean())
+    fraction = float(_spiking(network, inputs))
     assert low < fraction < high, f"a fraction {fraction:.3f} of all neurons and steps spikes"
     for name in ("w_in", "w_rec", "w_out"):
-        size = float(jnp.max(jnp.abs(getattr(gradients, name))))
+        size = np.max(np.abs(getattr(gradients, name)))
         assert size > 1e-6, f"the gradient of {name} is {size:.1e} at most"
+
+
+@jax.jit
+def _spiking(network, inputs):
+    return jnp.mean(network(inputs).spikes)
 
 
 def _worst(actual: np.ndarray, expected: np.ndarray, count: int = 5) -> str:

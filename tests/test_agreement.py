@@ -160,7 +160,7 @@ def in_one_block(cell):
     case = make_case(cell, Options(n_steps=15, n_refractory=2, readout_bias=True))
     value, gradients = case.value_and_grad(AUTODIFF)
     assert_alive(case.network, case.inputs, gradients)
-    return case, case.network(case.inputs), value, gradients
+    return case, case.run(), value, gradients
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_blocks(cell, window, steps_per_block, length, keep_currents, monkeypatc
     monkeypatch.setattr(eprop.record, "BLOCK_BYTES", 8 * batch * n_rec * steps_per_block)
     monkeypatch.setattr(eprop.reverse, "KEPT_BYTES", 2**20 if keep_currents else 0)
     assert eprop.record.block_steps([layer], n_steps, batch) == length
-    assert_trees_close(case.network(case.inputs), trajectory, TOLERANCE)
+    assert_trees_close(case.run(), trajectory, TOLERANCE)
     actual_value, actual = case.value_and_grad(eprop.EProp(window=window))
     assert_close(actual_value, value, TOLERANCE, "loss")
     assert_trees_close(actual, expected, TOLERANCE)

@@ -13,6 +13,8 @@ import pytest
 import eprop
 import eprop.tasks  # no part of `import eprop`
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

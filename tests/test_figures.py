@@ -73,7 +73,7 @@ def test_an_error_names_the_run(tmp_path):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_is_run_in_a_reduced_form(experiment):
-    """By a test that `make reduced` selects."""
+    """By a test that `make slow` runs."""
     marked = [
         path
         for path in (ROOT / "tests").glob("test_*.py")

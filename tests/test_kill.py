@@ -8,8 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from eprop import checkpoints, files
 from tests import killed
+
+pytestmark = pytest.mark.slow
 
 KILLS = 20
 ROOT = Path(__file__).parents[1]

@@ -3,9 +3,13 @@
 import random
 import signal
 
+import pytest
+
 from eprop import checkpoints
 from tests import killed_rewards
 from tests.test_kill import finish, leftovers, start
+
+pytestmark = pytest.mark.slow
 
 KILLS = 20
 

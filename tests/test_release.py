@@ -2,6 +2,8 @@
 
 Builds and installs by pip, in environments of their own. What pip needs for that (setuptools) comes
 from the package registry, by the versions of constraints.txt; the dependencies are those that the
+
+pytestmark = pytest.mark.slow
 tests run with.
 """
 

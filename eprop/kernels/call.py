@@ -393,12 +393,13 @@ def _register(target: str, text: str) -> None:
 
 
 def _compile(text: str) -> Any:
-    """Machine code for the processor at hand."""
+    """Machine code for the processor at hand, optimised as far as JAX's own programs are."""
+    level = 0 if jax.config.read("jax_disable_most_optimizations") else 3
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
     target = llvm.Target.from_default_triple().create_target_machine(
-        cpu=cpu, features=features, opt=3
+        cpu=cpu, features=features, opt=level
     )
     # As attributes of each function: by these the vectoriser chooses the width.
     text = re.sub(r"^(define [^{\n]*\))", r"\1 #0", text, flags=re.MULTILINE)
@@ -409,8 +410,8 @@ attributes #0 = {{ nounwind "target-cpu"="{cpu}" "target-features"="{features}"
     module = llvm.parse_assembly(text)
     module.triple, module.data_layout = target.triple, str(target.target_data)
     module.verify()
-    options = llvm.create_pipeline_tuning_options(3)
-    options.loop_vectorization = options.slp_vectorization = True
+    options = llvm.create_pipeline_tuning_options(level)
+    options.loop_vectorization = options.slp_vectorization = level > 0
     options.loop_interleaving = False  # layers are narrow: what is left over would be slow
     passes = llvm.create_pass_builder(target, options)
     passes.getModulePassManager().run(module, passes)
