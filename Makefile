@@ -25,7 +25,7 @@ figures: setup  ## Draw every figure again from results/
 	$(BIN)/python -m figures.make_all
 
 test: setup  ## Run the tests but for slow ones (ARGS="-k name" selects some)
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not experiment" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not experiment" $(ARGS)
 
 slow: setup  ## Run the others: experiments in a reduced form, the pages' programs, processes killed
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow or experiment" $(ARGS)

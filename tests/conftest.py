@@ -19,7 +19,8 @@ jaxtyping.install_import_hook(
 # start as processes are as a user has them.
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {quick}"
     with mock.patch.dict(os.environ, XLA_FLAGS=flags):
         jax.devices()  # XLA reads its flags once
 

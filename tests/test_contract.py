@@ -186,7 +186,7 @@ def test_an_array_with_the_neurons_on_another_axis():
             return jax.jit(eprop.grad(loss, rule))(network, inputs, None)
 
         expected = gradient(eprop.BPTT(stop_z_gradients=True))
-        assert jnp.abs(expected.cell.gain).min() > 1e-6
+        assert np.abs(expected.cell.gain).min() > 1e-6
         for window in (1, 5, None):
             assert_trees_close(gradient(eprop.EProp(window=window)), expected, 1e-10)
 

@@ -188,7 +188,7 @@ def test_potentials_at_the_threshold_on_compiled_programs():
         inputs = jax.random.bernoulli(jax.random.key(1), 0.3, (80, 16, 40))
         end, trajectory = network.run(network.init(16), inputs)  # states come of a second run
         assert not isinstance(programs(network.layers[0]), str)
-        assert (jnp.abs(trajectory.states.v - 0.6) < 1e-6).sum() > 20
+        assert (np.abs(trajectory.states.v - 0.6) < 1e-6).sum() > 20
         for last, again in zip(end.layers[0].neurons[0], trajectory.states, strict=True):
             np.testing.assert_array_equal(last, again[-1])
 
