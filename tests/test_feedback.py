@@ -93,7 +93,7 @@ def test_w_out_is_not_transported(window):
     def gradient(feedback, w_out):
         network = eqx.tree_at(lambda net: net.w_out, case.network, w_out)
         rule = eprop.EProp(feedback, window)
-        return eprop.grad(loss, rule)(network, case.inputs, case.targets).w_in
+        return jax.jit(eprop.grad(loss, rule))(network, case.inputs, case.targets).w_in
 
     random, other = eprop.RandomFeedback(case.b), jnp.asarray(-3 * W_OUT)
     first = gradient(random, jnp.asarray(W_OUT))

@@ -311,7 +311,7 @@ def test_autapses_in_training(autapses):
     def loss(trajectory, targets):
         return jnp.sum(trajectory.outputs**2)
 
-    gradient = np.asarray(eprop.grad(loss, eprop.EProp())(network, inputs, None).w_rec)
+    gradient = np.asarray(jax.jit(eprop.grad(loss, eprop.EProp()))(network, inputs, None).w_rec)
     acts = np.asarray(network.layers[0].recurrent.effective())
     assert (np.diag(gradient) != 0).all() == autapses and (np.diag(acts) != 0).all() == autapses
     assert (np.diag(network.w_rec) != 0).all() == autapses, "what is looked at is what acts"

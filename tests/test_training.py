@@ -146,7 +146,7 @@ class TestSteps:
         start = eprop.init_training(NETWORK, rule, OPTIMIZER)
         state, rows = fit(step=step, state=start, batches=[(INPUTS, TARGETS)] * 3, iterations=3)
         network, optimizer, losses = NETWORK, OPTIMIZER.init(eqx.filter(NETWORK, eqx.is_array)), []
-        assert_alive(NETWORK, INPUTS, eprop.grad(LOSS, rule)(NETWORK, INPUTS, TARGETS))
+        assert_alive(NETWORK, INPUTS, jax.jit(eprop.grad(LOSS, rule))(NETWORK, INPUTS, TARGETS))
         for _ in range(3):
             value, gradients = eqx.filter_jit(eprop.value_and_grad(LOSS, rule))(
                 network, INPUTS, TARGETS
