@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .cells import AbstractCell, hidden_variables
+from .sharding import known_numbers
 
 
 class CommonVector(NamedTuple):
@@ -42,7 +43,7 @@ def _common_traces(
     structure: Any, known: tuple[Any, ...], x64: bool
 ) -> list[list[CommonVector | None]]:
     """Of a cell's structure and what is `known` of its leaves: shape and dtype of an array."""
-    with jax.ensure_compile_time_eval():
+    with known_numbers():
         # What is constant does not depend on the arrays: with numbers in their place it is found
         # under `jit`, too, where an operation on a tracer makes a tracer of all that comes with it.
         cell = structure.unflatten(
@@ -51,7 +52,7 @@ def _common_traces(
         state = cell.init(1)
         z = jnp.zeros_like(hidden_variables(state)[0])
         current = z if cell.n_currents == 1 else jnp.stack([z] * cell.n_currents)
-    by_state, by_current = _constants(cell, state, current, z)
+        by_state, by_current = _constants(cell, state, current, z)
     of_currents = range(cell.n_currents)
     return [_common(by_state, [row[k] for row in by_current]) for k in of_currents]
 
@@ -91,8 +92,7 @@ def _constants(cell: AbstractCell, *args: Any) -> Any:
     for equation in jaxpr.eqns:
         if any(id(x) in varying for x in equation.invars):
             varying |= {id(x) for x in equation.outvars}
-    with jax.ensure_compile_time_eval():
-        values = jax.tree.leaves(linear_step(arrays, *args))
+    values = jax.tree.leaves(linear_step(arrays, *args))
     leaves = [
         None if id(variable) in varying or isinstance(value, jax.core.Tracer) else np.asarray(value)
         for variable, value in zip(jaxpr.jaxpr.outvars, values, strict=True)

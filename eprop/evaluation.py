@@ -4,7 +4,7 @@ Each layer makes its gradient by itself, of the readout's error as the feedback 
 what the loss says of its own spikes and states. Nothing passes from layer to layer.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,8 +16,10 @@ from .layer import trained_constants
 from .network import Kept, Network, by_layer
 from .precision import exact_products
 from .recursion import step_gradients
+from .record import Block
 from .reverse import keeps_currents
 from .sequences import Blocks
+from .sharding import BLOCKS, EVERYWHERE, EXAMPLES, STEPS, SUMMED, by_shares, n_shares
 from .signals import CreditSignal, LayerGradients, Signals
 from .traces import LayerTraces, init_traces
 from .trajectory import NetworkState, Response
@@ -103,11 +105,29 @@ def forward(
     n_steps: int,
 ) -> Response:
     """A stretch of a run of `n_steps`, and what the derivative needs of each layer."""
-    batch = inputs.shape[1]
-    keep = [keeps_currents(layer, n_steps, batch) for layer in network.layers]
-    return network.respond(
-        start, inputs, kept, stop_z_gradients=True, as_bytes=True, keep_currents=keep
-    )
+
+    def of_share(network: Network, start: NetworkState, inputs: Array, kept: Kept) -> Response:
+        batch = inputs.shape[1]
+        keep = [keeps_currents(layer, n_steps, batch) for layer in network.layers]
+        return network.respond(
+            start, inputs, kept, stop_z_gradients=True, as_bytes=True, keep_currents=keep
+        )
+
+    def found(shares: Response) -> Any:
+        return Response(EXAMPLES, STEPS, _divided(shares.records))  # pyright: ignore
+
+    given = (EVERYWHERE, EXAMPLES, STEPS, STEPS)
+    return by_shares(of_share, given, found, network, start, inputs, kept)
+
+
+def _divided(records: tuple[Blocks, ...]) -> Any:
+    """How they are divided over the devices of a mesh."""
+
+    def of_layer(blocks: Blocks) -> Any:
+        whole, rest = Block(STEPS, BLOCKS, BLOCKS, BLOCKS), Block(EXAMPLES, STEPS, STEPS, STEPS)
+        return Blocks(whole, None if blocks.rest is None else rest)
+
+    return tuple(map(of_layer, records))
 
 
 # Reverse: all steps at once.
@@ -136,6 +156,23 @@ def backward(
     of_inputs: bool,
 ) -> Backward:
     """All steps at once, in reverse. `b` is the feedback matrix of all layers."""
+
+    def of_share(*args: Any) -> Backward:
+        return _backward(*args, of_inputs=of_inputs)
+
+    given = (EVERYWHERE, EVERYWHERE, _divided(records), _divided_derivatives(derivatives))
+    found = Backward(SUMMED, EXAMPLES, EXAMPLES, STEPS)  # pyright: ignore
+    return by_shares(of_share, given, found, network, b, records, derivatives)
+
+
+def _backward(
+    network: Network,
+    b: Float[Array, "n n_out"],
+    records: tuple[Blocks, ...],
+    derivatives: Derivatives,
+    *,
+    of_inputs: bool,
+) -> Backward:
     error = network.readout.lead_back(derivatives.outputs)
     layers, costates, d_received = [], [], None
     for i, (layer, b_layer) in enumerate(zip(network.layers, by_layer(network, b), strict=True)):
@@ -171,6 +208,32 @@ def advance(
     so_far: NetworkGradients,
 ) -> tuple[Carry, NetworkGradients]:
     """One window of steps: the traces after it, and its gradient added to those `so_far`."""
+    if n_shares() == 1:
+        return _advance(network, b, records, derivatives, carry, so_far)
+
+    def of_share(*args: Any) -> tuple[Carry, NetworkGradients]:
+        return _advance(*args, zero_gradients(args[0]))
+
+    given = (EVERYWHERE, EVERYWHERE, _divided(records), _divided_derivatives(derivatives), EXAMPLES)
+    args = (network, b, records, derivatives, carry)
+    carry, gradients = by_shares(of_share, given, (EXAMPLES, SUMMED), *args)
+    return carry, jax.tree.map(jnp.add, so_far, gradients)
+
+
+def _divided_derivatives(derivatives: Derivatives) -> Any:
+    """How they are divided over the devices of a mesh."""
+    credit: Any = None if derivatives.credit is None else CreditSignal(STEPS, EVERYWHERE)
+    return Derivatives(STEPS, STEPS, STEPS, credit)
+
+
+def _advance(
+    network: Network,
+    b: Float[Array, "n n_out"],
+    records: tuple[Blocks, ...],
+    derivatives: Derivatives,
+    carry: Carry,
+    so_far: NetworkGradients,
+) -> tuple[Carry, NetworkGradients]:
     kappa, gain = network.kappa, network.readout_gain
     n_steps = len(derivatives.outputs)
     after, layers = [], []

@@ -19,6 +19,7 @@ from .precision import exact_products
 from .readout import Readout
 from .record import Block, all_spikes, block_steps
 from .sequences import Blocks, cut, join, scan_blocks
+from .sharding import EVERYWHERE, EXAMPLES, STEPS, by_shares
 from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, of_one, only
 from .weights import Initializer, random_key
 
@@ -462,9 +463,7 @@ def _respond(
     stop_z_gradients: bool,
 ) -> tuple[NetworkState, Trajectory]:
     """The plain run: where nothing is differentiated, spikes wait as one byte each."""
-    return network.respond(start, inputs, kept, stop_z_gradients=stop_z_gradients, as_bytes=True)[
-        :2
-    ]
+    return _respond_by_shares(network, start, inputs, kept, stop_z_gradients, as_bytes=True)
 
 
 @_respond.def_jvp
@@ -473,11 +472,26 @@ def _respond_jvp(primals, tangents):
     kept, stop_z_gradients = primals[3:]
 
     def respond(network, start, inputs):
-        return network.respond(
-            start, inputs, kept, stop_z_gradients=stop_z_gradients, as_bytes=False
-        )[:2]
+        return _respond_by_shares(network, start, inputs, kept, stop_z_gradients, as_bytes=False)
 
     return eqx.filter_jvp(respond, primals[:3], tangents[:3])
+
+
+def _respond_by_shares(
+    network: Network,
+    start: NetworkState,
+    inputs: Array,
+    kept: Kept,
+    stop_z_gradients: bool,
+    as_bytes: bool,
+) -> tuple[NetworkState, Trajectory]:
+    def of_share(network, start, inputs, kept):
+        return network.respond(
+            start, inputs, kept, stop_z_gradients=stop_z_gradients, as_bytes=as_bytes
+        )[:2]
+
+    given = (EVERYWHERE, EXAMPLES, STEPS, STEPS)
+    return by_shares(of_share, given, (EXAMPLES, STEPS), network, start, inputs, kept)
 
 
 def by_layer(network: Network, of_neurons: Shaped[Array, "n *more"]) -> list[Array]:
