@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import files, structure
+from . import files, processes, structure
 from .structure import Field, is_key, is_saved
 from .version import __version__
 
@@ -65,6 +65,8 @@ def save(path: Path | str, state: Any, metadata: Any = None) -> None:
       else in it, static fields and functions, is not saved but described, to be compared.
     - `metadata`: what is to be known about the state, such as a configuration: anything that JSON
       can hold, or a dataclass of it.
+
+    Of several processes (`jax.distributed`) the first one writes; all call this.
     """
     header = {
         "versions": {"eprop": __version__, "jax": jax.__version__, "numpy": np.__version__},
@@ -73,6 +75,8 @@ def save(path: Path | str, state: Any, metadata: Any = None) -> None:
         "structure": structure.describe(state),
     }
     arrays = {str(i): _plain(name, leaf) for i, (name, leaf) in enumerate(_leaves(state))}
+    if not processes.is_first():
+        return
     archive = io.BytesIO()
     text = np.frombuffer(json.dumps(header).encode(), np.uint8)
     np.savez(archive, allow_pickle=False, **{HEADER: text}, **arrays)
@@ -99,6 +103,8 @@ def load(path: Path | str, like: Any) -> tuple[Any, Any]:
         >>> eprop.checkpoints.load("network.eprop", build(0.5))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         eprop.checkpoints.CheckpointError: network.eprop is of another state: ...v_th...
+
+    Arrays come to the devices that those of `like` are on, whichever they were saved from.
 
     Raises `CheckpointError` for a file that is damaged or no checkpoint, and where it is of another
     state than `like`: other classes, static fields, functions (by their name and what they close
@@ -197,7 +203,7 @@ def _dtype(leaf: Any) -> str:
 
 def _plain(name: str, leaf: Any) -> np.ndarray:
     """A leaf's numbers, or their bits as integers where the dtype is not one of NumPy's own."""
-    array = np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+    array = processes.whole(jax.random.key_data(leaf) if is_key(leaf) else leaf)
     if array.dtype.hasobject:
         raise TypeError(f"{name} = {leaf!r} can't be saved: make it an array of numbers")
     return array.view(f"u{array.dtype.itemsize}") if array.dtype.isbuiltin == 2 else array
@@ -205,11 +211,12 @@ def _plain(name: str, leaf: Any) -> np.ndarray:
 
 def _like(leaf: Any, array: np.ndarray) -> Any:
     """What was saved, as the kind of thing that `leaf` is."""
-    if is_key(leaf):
+    if is_key(leaf):  # on one device: all of them take it from there
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
     if not hasattr(leaf, "dtype"):
         return type(leaf)(array.item())
     array = array.view(leaf.dtype)
     if isinstance(leaf, jax.Array):
-        return jnp.asarray(array)
+        is_spread = len(leaf.sharding.device_set) > 1
+        return processes.placed(array, leaf) if is_spread else jnp.asarray(array)
     return array if isinstance(leaf, np.ndarray) else array[()]

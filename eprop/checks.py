@@ -241,7 +241,9 @@ def all_finite(arrays: dict[str, Any], guarded: Array) -> Array:
         message = f"{name} of shape {array.shape} holds NaN or infinity"
         if isinstance(array, jax.core.Tracer):
             traced.append((~jnp.all(jnp.isfinite(array)), message))
-        elif not np.all(np.isfinite(array)):
+        elif (
+            not (np if getattr(array, "is_fully_addressable", True) else jnp).isfinite(array).all()
+        ):
             raise ValueError(message)
     if not traced:
         return guarded

@@ -15,8 +15,8 @@ from . import reverse, signals
 from .layer import trained_constants
 from .network import Kept, Network, by_layer
 from .precision import exact_products
-from .recursion import step_gradients
 from .record import Block
+from .recursion import step_gradients
 from .reverse import keeps_currents
 from .sequences import Blocks
 from .sharding import BLOCKS, EVERYWHERE, EXAMPLES, STEPS, SUMMED, by_shares, n_shares

@@ -1,15 +1,18 @@
 """What `fit` keeps in its folder: the last state, the best one, rows of metrics."""
 
+import contextlib
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from . import checkpoints, files, structure
+from . import checkpoints, files, processes, structure
 from .checkpoints import CheckpointError
 from .rows import Row, inexact_leaves
 from .structure import Field
@@ -48,24 +51,28 @@ class Identity(NamedTuple):
 
 
 class Keeper:
-    """What `fit` keeps, in its folder if it has one."""
+    """What `fit` keeps, in its folder if it has one.
+
+    Of several processes all read and the first one writes.
+    """
 
     def __init__(self, folder: Path | None, identity: Identity, keep_best: str | None):
         self.folder, self.identity, self.keep_best = folder, identity, keep_best
+        self.writes = folder is not None and processes.is_first()
         self.saved = 0
         self.best: Best | None = None
         self.best_is_saved = True
         self.batch_before: list[str] | None = None
         """What the last batch before the checkpoint was like, if that is to be compared."""
 
-    @contextmanager
+    @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
         """The folder is this run's alone."""
-        if self.folder is None:
+        with contextlib.ExitStack() as held:
+            with processes.in_all_or_none():
+                if self.folder is not None and self.writes:
+                    held.enter_context(files.in_use(self.folder))
             yield
-        else:
-            with files.in_use(self.folder):
-                yield
 
     def resume(self, state: Any) -> tuple[Any, list[Row], str]:
         """The state and the rows of the checkpoint, and which of its settings are others now.
@@ -127,6 +134,27 @@ class Keeper:
         state, metadata = checkpoints.load(self.folder / BEST, like)
         self.best = Best(iteration, metadata["value"], state)
 
+    def check_processes(self, **given: Any) -> None:
+        """`ValueError`, in all of several processes, unless they are given the same."""
+        if jax.process_count() == 1:
+            return
+        of_run = {
+            "iteration": self.saved,
+            "mesh": str(jax.sharding.get_abstract_mesh()),
+            "config": self.identity.config,
+            "step": dict(self.identity.step),
+            "settings": dict(self.identity.settings),
+            **{name: _with_digests(tree) for name, tree in given.items()},
+        }
+        first, *others = processes.told_by_all(of_run)
+        for i, theirs in enumerate(others, start=1):
+            if changed := files.differences(first, theirs):
+                raise ValueError(
+                    f"process {i} is not given what process 0 is, which is there: {changed}. Start "
+                    f"all alike, on a folder that all of them see; make a batch of which each has "
+                    f"a share by jax.make_array_from_process_local_data(sharding, share)"
+                )
+
     def check_batch(self, batch: Any) -> None:
         """`ValueError` unless the last batch before the checkpoint, drawn again, is like it."""
         here = _described(batch)
@@ -139,12 +167,12 @@ class Keeper:
 
     def begin(self) -> None:
         """Cuts off the rows of iterations that are repeated."""
-        if self.folder is not None:
+        if self.folder is not None and self.writes:
             files.keep_rows(self.folder / METRICS, self.saved)
 
     def append(self, row: Row) -> None:
         """A further row of metrics."""
-        if self.folder is not None:
+        if self.folder is not None and self.writes:
             files.append_row(self.folder / METRICS, row)
 
     def judge(self, row: Row, state: Any) -> None:
@@ -163,7 +191,8 @@ class Keeper:
         """The metrics and the best state first: a checkpoint is never without them."""
         if self.folder is None:
             return
-        files.sync(self.folder / METRICS)
+        if self.writes:
+            files.sync(self.folder / METRICS)
         is_new = self.best is not None and not self.best_is_saved
         if self.best is not None and is_new:
             metadata = {"iteration": self.best.iteration, "value": self.best.value}
@@ -175,7 +204,7 @@ class Keeper:
             **self.identity._asdict(),
         }
         checkpoints.save(self.folder / CHECKPOINT, state, metadata)
-        if is_new:
+        if is_new and self.writes:
             os.replace(self.folder / NEXT_BEST, self.folder / BEST)
         self.saved, self.best_is_saved = iteration, True
 
@@ -190,7 +219,7 @@ class Keeper:
             return f"there is no checkpoint in {self.folder} yet"
         return f"the checkpoint of iteration {self.saved} in {self.folder} is kept"
 
-    @contextmanager
+    @contextlib.contextmanager
     def noting(self, iteration: int) -> Iterator[None]:
         """Errors say when they happened, and what is kept."""
         try:
@@ -238,6 +267,18 @@ def _iteration_of(path: Path) -> int | None:
     if not path.exists():
         return None
     return (checkpoints.read_header(path)["metadata"] or {}).get("iteration")
+
+
+def _with_digests(tree: Any) -> dict[str, str]:
+    """What a pytree is, by path; of arrays that a process has whole also their SHA-256, in part."""
+    found = dict(structure.describe(tree))
+    leaves = [x for x in jax.tree.leaves(tree) if structure.is_saved(x)]
+    for leaf, x in zip(checkpoints.describe(tree), leaves, strict=True):
+        x = jax.random.key_data(x) if structure.is_key(x) else x
+        is_whole = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+        digest = hashlib.sha256(np.asarray(x).tobytes()).hexdigest()[:8] if is_whole else "shared"
+        found[leaf.path] = f"{leaf.dtype}{list(leaf.shape)} {digest}"
+    return found
 
 
 def _described(batch: Any) -> list[str]:

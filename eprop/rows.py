@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .processes import whole
 from .structure import is_key
 
 Row = dict[str, Any]
@@ -27,7 +28,7 @@ def recorded(tree: Any) -> tuple[Row, list[str]]:
         if eqx.is_array(leaf) and not is_key(leaf):
             is_real = any(jnp.issubdtype(leaf.dtype, x) for x in (jnp.floating, jnp.integer, bool))
             if is_real and leaf.size <= LARGEST:
-                leaf = np.asarray(leaf).tolist()
+                leaf = whole(leaf).tolist()
         if isinstance(leaf, bool | int | float | list):
             row[name] = leaf
         else:
@@ -57,7 +58,7 @@ def broken_numbers(row: Row) -> list[str]:
 
 def broken_leaves(before: Any, after: Any) -> list[str]:
     """The leaves of a state that hold NaN, or infinity where there was none before."""
-    counts = np.asarray(_count_broken(before, after)).tolist()
+    counts = whole(_count_broken(before, after)).tolist()
     return [
         f"{name} ({count} of {leaf.size} entries)"
         for (name, leaf), count in zip(inexact_leaves(after), counts, strict=True)

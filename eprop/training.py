@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 from tqdm import tqdm
 
-from . import checkpoints, checks, optimization
+from . import checkpoints, checks, optimization, processes
 from .keeping import Identity, Keeper
 from .network import AbstractRule, Network
 from .rows import LARGEST, Row, broken_leaves, broken_numbers, merged, recorded
@@ -189,13 +189,17 @@ def fit(
     - `save_every`: iterations between checkpoints; there is one at the end too.
     - `progress`: whether to show a progress bar.
 
+    Of several processes (`jax.distributed`) all call this, with the same arguments and a folder
+    that all of them see; the first one writes.
+
     Returns the last state, and a row of metrics for each iteration: its number, `info`, what
     `evaluate` returned, and `seconds` of training so far.
 
     Raises `FloatingPointError` where a metric or the state is not finite (infinity may stay where
     it was), before anything of it is saved; `eprop.checkpoints.CheckpointError` for a checkpoint
     that is damaged or of another state; `ValueError` for one of another `config`, step or batch,
-    and for rows that are not its own; `RuntimeError` for a folder that another run has in use.
+    and for rows that are not its own, or processes that were given something else than the first;
+    `RuntimeError` for a folder that another run has in use, and where another process has failed.
     Warns of what is not recorded, and of a run that was begun with other settings.
     """
     _check_functions(step, evaluate, stop, callbacks)
@@ -219,16 +223,20 @@ def fit(
         "stop": stop,
         "keep_best": keep_best,
     }
+    progress = progress and processes.is_first()
     place = None if folder is None else Path(folder)
     keeper = Keeper(place, Identity.of(config, step, settings), keep_best)
 
     def is_over() -> bool:
         if stop is None or not rows or len(rows) % evaluate_every != 0:
             return len(rows) >= iterations
-        return len(rows) >= iterations or bool(stop(rows[-1]))
+        # Processes may differ in how long they took: the first one's answer is all of theirs.
+        return len(rows) >= iterations or processes.told_by_all(bool(stop(rows[-1])))[0]
 
     with keeper.in_use():
-        state, rows, changed = keeper.resume(_as_arrays(state))
+        with processes.in_all_or_none():
+            state, rows, changed = keeper.resume(_as_arrays(state))
+        keeper.check_processes(state=state)
         over = is_over()
         if rows:
             _say_where(keeper, len(rows), over, changed, iterations, progress)
@@ -251,7 +259,7 @@ def fit(
             return row
 
         begun = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
-        whole = (state, len(rows), None)
+        whole, first = (state, len(rows), None), len(rows) + 1
         bar = tqdm(total=iterations, initial=len(rows), disable=not progress, unit="it")
         try:
             while not over:
@@ -259,6 +267,8 @@ def fit(
                 is_judged = iteration % evaluate_every == 0
                 with keeper.noting(iteration):
                     batch = _native(next_batch(iteration))
+                    if iteration == first:
+                        keeper.check_processes(batch=batch)
                     before = state
                     state, info = compiled(before, batch)
                     row = merged({"iteration": iteration}, record(info))

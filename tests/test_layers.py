@@ -15,6 +15,8 @@ LEVELS = [
         "delays",
         "running_rates",
         "precision",
+        "processes",
+        "sharding",
         "version",
     },
     {"files", "dropout", "environments", "losses", "padding", "surrogate", "weights"},
