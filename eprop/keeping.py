@@ -150,9 +150,9 @@ class Keeper:
         for i, theirs in enumerate(others, start=1):
             if changed := files.differences(first, theirs):
                 raise ValueError(
-                    f"process {i} is not given what process 0 is, which is there: {changed}. Start "
-                    f"all alike, on a folder that all of them see; make a batch of which each has "
-                    f"a share by jax.make_array_from_process_local_data(sharding, share)"
+                    f"process {i} (here) is given something else than process 0 (there): {changed}. "
+                    f"Start all alike, on a folder that all of them see; make a batch of which "
+                    f"each has a share by jax.make_array_from_process_local_data(sharding, share)"
                 )
 
     def check_batch(self, batch: Any) -> None:

@@ -142,10 +142,12 @@ class _Walk:
         if not static and is_saved(x):
             return  # its number is free to change
         children = [] if isinstance(x, type) else list(_children(x))
-        words = in_words(x, LARGEST if self.code else float("inf"))
+        words = None
+        if static or not children:
+            words = in_words(x, LARGEST if self.code else float("inf"))
         if isinstance(x, types.FunctionType):
             self._visit_function(path, x)
-        elif words is not None and (static or not children):
+        elif words is not None:
             self._add(path, words)
         elif isinstance(x, types.MethodType):
             self._add(path, qualified_name(x))
