@@ -7,7 +7,7 @@ derivative of the network's run; `rules` choose it; `online`, `streaming`,
 `rewards` and `training` use it.
 """
 
-from . import checkpoints, compiled, environments, losses, processes, sharding
+from . import checkpoints, compiled, environments, losses
 from .cells import (
     ALIF,
     LIF,

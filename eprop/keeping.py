@@ -150,9 +150,9 @@ class Keeper:
         for i, theirs in enumerate(others, start=1):
             if changed := files.differences(first, theirs):
                 raise ValueError(
-                    f"process {i} (here) is given something else than process 0 (there): {changed}. "
-                    f"Start all alike, on a folder that all of them see; make a batch of which "
-                    f"each has a share by jax.make_array_from_process_local_data(sharding, share)"
+                    f"process {i} (here) is given something else than process 0 (there): "
+                    f"{changed}. Start all alike, on a folder that all of them see; make a batch "
+                    f"of shares by jax.make_array_from_process_local_data(sharding, share)"
                 )
 
     def check_batch(self, batch: Any) -> None:

@@ -258,18 +258,25 @@ def fit(
                 )
             return row
 
+        first = len(rows) + 1
+
+        def drawn(iteration: int) -> Any:
+            if iteration != first:
+                return _native(next_batch(iteration))
+            with processes.in_all_or_none():
+                batch = _native(next_batch(iteration))
+            keeper.check_processes(batch=batch)
+            return batch
+
         begun = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
-        whole, first = (state, len(rows), None), len(rows) + 1
+        whole = (state, len(rows), None)
         bar = tqdm(total=iterations, initial=len(rows), disable=not progress, unit="it")
         try:
             while not over:
                 iteration = len(rows) + 1
                 is_judged = iteration % evaluate_every == 0
                 with keeper.noting(iteration):
-                    batch = _native(next_batch(iteration))
-                    if iteration == first:
-                        keeper.check_processes(batch=batch)
-                    before = state
+                    batch, before = drawn(iteration), state
                     state, info = compiled(before, batch)
                     row = merged({"iteration": iteration}, record(info))
                 broken = broken_numbers(row) + broken_leaves(before, state)

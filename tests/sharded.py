@@ -1,15 +1,16 @@
 """Gradients and trainings on several devices or processes, for `test_sharding`.
 
     python sharded.py devices FOLDER                    meshes of 2 and 4 of a process's devices
-    python sharded.py process FOLDER PORT I RUN ...     process I of two, see `RUNS`
+    python sharded.py process FOLDER PORT I RUN ...     process I of two, `in_process`
 
 Numbers are left in FOLDER.
 """
 
 import json
 import os
-import re
+import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,21 +20,25 @@ import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eprop
+from eprop import processes
+from experiments.benchmarks import travelling
 
 N_STEPS, BATCH, N_IN, N, N_OUT = 24, 8, 6, 10, 2
 WINDOW, ITERATIONS, SAVE_EVERY = 8, 6, 2
 CASES = {  # whether the recurrent synapses are sparse, so that the layer runs on XLA; the rule
-    **{f"compiled, {rule}": (False, rule) for rule in ("reverse", "windows")},
-    **{f"sparse, {rule}": (True, rule) for rule in ("reverse", "windows")},
-    "random feedback": (False, "random feedback"),
-    "bptt": (False, "bptt"),
+    "compiled, reverse": (False, "reverse"),
+    "compiled, windows": (False, "windows"),
+    "on XLA, windows, random feedback": (True, "random feedback"),
+    "bptt": (True, "bptt"),
 }
 
 
+SHARES = PartitionSpec(None, "batch")
+"""Of the examples, the second axis."""
+
+
 def mesh(n):
-    return jax.make_mesh(
-        (n,), (eprop.sharding.BATCH,), axis_types=(AxisType.Auto,), devices=jax.devices()[:n]
-    )
+    return jax.make_mesh((n,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
 
 
 def make_network(*, sparse, seed=0):
@@ -76,7 +81,9 @@ def gradient(name):
     rule = {
         "reverse": eprop.EProp(),
         "windows": eprop.EProp(window=WINDOW),
-        "random feedback": eprop.EProp(eprop.RandomFeedback(jnp.linspace(-1, 1, N * N_OUT).reshape(N, N_OUT))),
+        "random feedback": eprop.EProp(
+            eprop.RandomFeedback(jnp.linspace(-1, 1, N * N_OUT).reshape(N, N_OUT)), WINDOW
+        ),
         "bptt": eprop.BPTT(),
     }[name]
     return jax.jit(eprop.value_and_grad(loss, rule))
@@ -84,7 +91,7 @@ def gradient(name):
 
 def train(folder, batches, *, iterations=ITERATIONS, seed=0, rate=1e-2, **more):
     """A training by `fit`."""
-    network = make_network(sparse=False, seed=seed)
+    network = make_network(sparse=True, seed=seed)
     optimizer = optax.adam(rate)
     return eprop.fit(
         eprop.training_step(of_step, optimizer),
@@ -94,6 +101,7 @@ def train(folder, batches, *, iterations=ITERATIONS, seed=0, rate=1e-2, **more):
         evaluate=lambda state, _: {"size": abs(state.network.w_rec).max()},
         evaluate_every=2,
         folder=folder,
+        config={"rate": rate},
         save_every=SAVE_EVERY,
         progress=False,
         **more,
@@ -104,58 +112,57 @@ def numbers(tree):
     """The numbers of a pytree, by path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        jax.tree_util.keystr(path): eprop.processes.whole(x)
+        jax.tree_util.keystr(path): processes.whole(x)
         for path, x in leaves
         if jnp.issubdtype(x.dtype, jnp.number)
     }
 
 
-def travelling(compiled):
-    """The collectives in a program: `[kind, number of entries]` of each array that travels."""
-    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-    found = []
-    for line in compiled.as_text().splitlines():
-        if operation := re.search(rf"= (.*?) ({kinds})(-start)?\(", line):
-            for shape in re.findall(r"\w+\[([\d,]*)\]", operation[1]):
-                found.append([operation[2], int(np.prod([int(x) for x in shape.split(",") if x]))])
-    return found
-
-
 def on_devices(folder):
-    """All cases on meshes of 2 and 4 devices, and one without the axis "batch"."""
+    """All cases on meshes of 2 and 4 devices."""
     counts = {}
     for n in (2, 4):
         with jax.set_mesh(mesh(n)):
-            sharding = NamedSharding(mesh(n), PartitionSpec(None, eprop.sharding.BATCH))
+            sharding = NamedSharding(mesh(n), SHARES)
             batch = jax.device_put(data(), sharding)
             for name, (sparse, rule) in CASES.items():
                 program = gradient(rule).lower(make_network(sparse=sparse), *batch).compile()
                 counts[f"{name}, {n}"] = travelling(program)
-                np.savez(folder / f"{name}, {n}.npz", **numbers(program(make_network(sparse=sparse), *batch)))
+                found = program(make_network(sparse=sparse), *batch)
+                np.savez(folder / f"{name}, {n}.npz", **numbers(found))
             online = learner(make_network(sparse=False))
             state, _ = online.run(online.init(BATCH), batch)
-            chunk = (*batch, None)
-            program = eprop.online._run.lower(online, state, chunk).lowered.compile()
+            program = eprop.online._run.lower(online, state, (*batch, None)).lowered.compile()
             counts[f"online, {n}"] = travelling(program)
             eprop.checkpoints.save(folder / f"online-{n}.eprop", state)
-            loaded, _ = eprop.checkpoints.load(folder / f"online-{n}.eprop", like=state)
-            traces = loaded.progress.traces.layers[0].spikes
-            assert traces.sharding == state.progress.traces.layers[0].spikes.sharding
-            assert len(traces.sharding.device_set) == n
+            state, _ = eprop.checkpoints.load(folder / f"online-{n}.eprop", like=state)
+            traces = state.progress.traces.layers[0].spikes
+            assert {x.data.shape for x in traces.addressable_shards} == {(BATCH // n, N)}
             state, _ = online.step(state, batch[0][0], batch[1][0])
             np.savez(folder / f"online, {n}.npz", **numbers(state))
-            train(folder / f"fit-{n}", lambda i: jax.device_put(data(i), sharding), iterations=4)
-            errors = {}
-            if n == 4:
-                errors["indivisible"] = said(lambda: gradient("reverse")(make_network(sparse=False), *(x[:, :6] for x in data())))
-                odd = jax.tree.map(lambda x: x[:, :6], data())
-                online = learner(make_network(sparse=False))
-                errors["online"] = said(lambda: online.run(online.init(6), odd))
-                errors["network"] = said(lambda: make_network(sparse=False)(odd[0]))
-    with jax.set_mesh(jax.make_mesh((2,), (eprop.sharding.BATCH,), devices=jax.devices()[:2])):
-        errors["explicit"] = said(lambda: make_network(sparse=False)(data()[0]))
+            train(folder / f"fit-{n}", partial(on_mesh, sharding), iterations=4)
+    program = gradient("windows").lower(make_network(sparse=False), *batch).compile()
+    counts["windows, left to XLA"] = travelling(program)
     (folder / "counts.json").write_text(json.dumps(counts))
-    (folder / "errors.json").write_text(json.dumps(errors))
+    (folder / "errors.json").write_text(json.dumps(errors_of_meshes()))
+
+
+def on_mesh(sharding, iteration):
+    return jax.device_put(data(iteration), sharding)
+
+
+def errors_of_meshes():
+    network, (inputs, targets) = make_network(sparse=True), data()
+    six = inputs[:, :6], targets[:, :6]
+    online = learner(network)
+    with jax.set_mesh(mesh(4)):
+        errors = {
+            "gradient": said(lambda: gradient("reverse")(network, *six)),
+            "online": said(lambda: online.run(online.init(6), six)),
+            "run": said(lambda: network(six[0])),
+        }
+    with jax.set_mesh(jax.make_mesh((2,), ("batch",), devices=jax.devices()[:2])):
+        return errors | {"explicit": said(lambda: network(inputs))}
 
 
 def said(call):
@@ -169,56 +176,65 @@ def said(call):
 def in_process(folder, index, runs):
     """What each of two processes does, one after another."""
     together = mesh(jax.device_count())
-    sharding = NamedSharding(together, PartitionSpec(None, eprop.sharding.BATCH))
-    half = slice(BATCH // 2 * index, BATCH // 2 * (index + 1))
+    sharding = NamedSharding(together, SHARES)
+
+    def share(iteration):
+        half = slice(BATCH // 2 * index, BATCH // 2 * (index + 1))
+        return tuple(x[:, half] for x in data(iteration))
 
     def shared(iteration):
-        return tuple(
-            jax.make_array_from_process_local_data(sharding, x[:, half]) for x in data(iteration)
-        )
+        x, y = share(iteration)
+        return tuple(jax.make_array_from_process_local_data(sharding, x) for x in (x, y))
 
-    def kill(iteration, state, row):
-        if index == 1 and iteration == 5:
-            os.kill(os.getpid(), 9)
-
-    errors = {}
     with jax.set_mesh(together):
         for run in runs:
             if run == "gradients":
-                for name, (sparse, rule) in CASES.items():
-                    found = numbers(gradient(rule)(make_network(sparse=sparse), *shared(0)))
-                    np.savez(folder / f"{name}, process {index}.npz", **found)
-                online = learner(make_network(sparse=False))
-                state, _ = online.run(online.init(BATCH), shared(0))
-                eprop.checkpoints.save(folder / "online.eprop", state)
-                eprop.processes.told_by_all("saved")
-                state, _ = eprop.checkpoints.load(folder / "online.eprop", like=state)
-                x, y = shared(0)
-                state, _ = online.run(state, (x, y))
-                np.savez(folder / f"online, process {index}.npz", **numbers(state))
-            if run in ("whole", "rerun"):
-                state, rows = train(folder / ("torn" if run == "rerun" else run), shared)
-                (folder / f"{run} {index}.json").write_text(json.dumps(rows))
-            if run == "killed":
-                train(folder / "torn", shared, callbacks=[kill])
-            if run == "errors":
-                errors["seed"] = said(lambda: train(folder / "seed", shared, seed=index))
-                errors["rate"] = said(lambda: train(folder / "rate", shared, rate=0.1 + index))
-                errors["share"] = said(
-                    lambda: train(folder / "share", lambda i: jax.tree.map(lambda x: x[:, half], data(i)))
-                )
-
-                def fails(iteration):
-                    if index == 1:
-                        raise ValueError("the data of this process are gone")
-                    return shared(iteration)
-
-                def broken(iteration):
-                    x, y = shared(iteration)
-                    return x, y * jnp.nan
-
-                errors["nan"] = said(lambda: train(folder / "nan", broken))
+                gradients_in_process(folder, index, shared(0))
+            elif run == "errors":
+                errors = errors_in_process(folder, index, share, shared)
                 (folder / f"errors {index}.json").write_text(json.dumps(errors))
+            elif run == "killed":
+                train(folder / "torn", shared, callbacks=[partial(kill, index)])
+            else:
+                _, rows = train(folder / ("torn" if run == "rerun" else run), shared)
+                (folder / f"{run} {index}.json").write_text(json.dumps(rows))
+
+
+def gradients_in_process(folder, index, batch):
+    for name, (sparse, rule) in CASES.items():
+        found = gradient(rule)(make_network(sparse=sparse), *batch)
+        np.savez(folder / f"{name}, process {index}.npz", **numbers(found))
+    online = learner(make_network(sparse=False))
+    state, _ = online.run(online.init(BATCH), batch)
+    eprop.checkpoints.save(folder / "online.eprop", state)
+    processes.told_by_all("it is there")
+    state, _ = eprop.checkpoints.load(folder / "online.eprop", like=state)
+    state, _ = online.run(state, batch)
+    np.savez(folder / f"online, process {index}.npz", **numbers(state))
+
+
+def kill(index, iteration, state, row):
+    if index == 1 and iteration == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def errors_in_process(folder, index, share, shared):
+    def fails(iteration):
+        if index == 1:
+            raise ValueError("the data are gone")
+        return shared(iteration)
+
+    def not_finite(iteration):
+        inputs, targets = shared(iteration)
+        return inputs, targets * jnp.nan
+
+    return {
+        "seed": said(lambda: train(folder / "seed", shared, seed=index)),
+        "rate": said(lambda: train(folder / "rate", shared, rate=0.1 + index)),
+        "share": said(lambda: train(folder / "share", share)),
+        "fails": said(lambda: train(folder / "fails", fails)),
+        "not finite": said(lambda: train(folder / "not finite", not_finite)),
+    }
 
 
 def main(kind, folder, *more):

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -85,6 +86,21 @@ def time_in_turn(
     for row in rows.values():
         row["median_seconds"] = float(np.median(row["seconds"]))
     return rows
+
+
+def travelling(program: jax.stages.Compiled) -> list[tuple[str, int]]:
+    """The collective operations of a compiled program: of each array the kind, and its size.
+
+    What is in a loop counts once.
+    """
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    found = []
+    for line in (program.as_text() or "").splitlines():
+        if operation := re.search(rf"= (.*?) ({kinds})(-start)?\(", line):
+            shapes = re.findall(r"\w+\[([\d,]*)\]", operation[1])
+            sizes = [int(np.prod([int(n) for n in x.split(",") if n])) for x in shapes]
+            found += [(operation[2], size) for size in sizes]
+    return found
 
 
 def relative_difference(a: Any, b: Any) -> float:
