@@ -34,6 +34,7 @@ from .kernels import (
 from .layer import Layer, LayerState, Unrolled, trained_constants
 from .record import Block
 from .sequences import Blocks, cut
+from .sharding import n_parts
 from .synapses import Dense
 from .tiled import TiledLayer
 from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, of_one
@@ -98,6 +99,8 @@ def programs(layer: Layer) -> Neurons | Tiles | str:
     interpret = _GPU.get()
     if interpret is None and jax.default_backend() != "cpu":
         return f"the device is a {jax.default_backend()}, and this is outside of gpu_kernels()"
+    if (n := n_parts()) > 1:
+        return f"its neurons are divided over {n} devices"
     if os.name != "posix":
         return f"the system is {os.name}"
     if not layer.neurons.spiking:

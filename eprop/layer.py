@@ -14,6 +14,7 @@ from .cells import AbstractCell, Populations
 from .delays import AbstractDelayLine, RotatingBuffer, delayed
 from .dropout import Dropout
 from .sequences import preceding
+from .sharding import by_neuron, everywhere
 from .synapses import AbstractSynapses, Dense, Joined
 from .weights import Initializer, KeyOf, fan_in_normal, weight
 
@@ -162,7 +163,9 @@ class Layer(eqx.Module):
 
     def effective(self) -> dict[str, Array]:
         """The weights as they act, of each of the `kinds`."""
-        return {kind: synapses.effective() for kind, synapses in self.kinds.items()}
+        weights = {kind: synapses.effective() for kind, synapses in self.kinds.items()}
+        is_matrix = {kind: x.shape[-1] == self.neurons.n_post for kind, x in weights.items()}
+        return {kind: by_neuron(x) if is_matrix[kind] else x for kind, x in weights.items()}
 
     @property
     def rows(self) -> dict[str, slice]:
@@ -240,6 +243,8 @@ class Layer(eqx.Module):
                 arriving = z_tm1
                 if steps is not None:
                     line, arriving = self.delay_line.step(line, z_tm1, steps)
+                is_binary = self.neurons.spiking and stop_z_gradients
+                arriving = everywhere(arriving, is_binary=is_binary)
                 current = current + self.recurrent.currents(w["recurrent"], arriving)
             states, z = self.neurons.step(states, current, z_tm1)
             z = z if shift is None else z + shift
@@ -280,7 +285,8 @@ class Layer(eqx.Module):
         pre = {"below": self.delayed_below(start, below)}
         if self.recurrent is not None:
             z_tm1 = preceding(start.spikes, spikes)
-            pre["recurrent"] = self._delayed("recurrent", start, z_tm1)
+            arriving = self._delayed("recurrent", start, z_tm1)
+            pre["recurrent"] = everywhere(arriving, is_binary=self.neurons.spiking)
         if self.bias is not None:
             pre["bias"] = jnp.ones((*below.shape[:2], 1), self.dtype)
         dense = [pre.pop(kind) for kind in self.rows]

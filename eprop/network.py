@@ -19,7 +19,7 @@ from .precision import exact_products
 from .readout import Readout
 from .record import Block, all_spikes, block_steps
 from .sequences import Blocks, cut, join, scan_blocks
-from .sharding import EVERYWHERE, EXAMPLES, STEPS, by_shares
+from .sharding import EVERYWHERE, EXAMPLES, STEPS, by_shares, everywhere
 from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, of_one, only
 from .weights import Initializer, random_key
 
@@ -288,8 +288,8 @@ class Network(eqx.Module):
         Use the network that is returned: where weights are traced, it holds the error.
         """
         inputs = self.fitting(inputs)
-        guarded = checks.all_finite(self.floats(inputs), guarded=self.w_out)
-        return eqx.tree_at(lambda net: net.readout.weights, self, guarded), inputs
+        zero = checks.all_finite(self.floats(inputs), guarded=jnp.zeros((), self.dtype))
+        return eqx.tree_at(lambda net: net.readout.weights, self, self.w_out + zero), inputs
 
     def fitting(self, inputs: ArrayLike) -> Array:
         """`inputs` as an array; an error if they or the weights are not what is needed.
@@ -427,7 +427,7 @@ class Network(eqx.Module):
                             start,
                             received,
                             w[i],
-                            stop_z_gradients=stop_z_gradients,
+                            stop_z_gradients=stop_z_gradients or as_bytes,
                             perturbation=None if perturbations is None else perturbations[i],
                         )
                     spikes = run.spikes > 0 if as_bytes and layer.neurons.spiking else run.spikes
@@ -438,6 +438,8 @@ class Network(eqx.Module):
                 blocks.append(Block(start, received, spikes, currents))
                 states.append(of_one(run.states))
                 below = jax.lax.stop_gradient(spikes) if stop_z_gradients else spikes
+                if layer is not self.layers[-1]:
+                    below = everywhere(below, is_binary=spikes.dtype == bool)
             outputs = self.readout(drive, state.outputs)
             return NetworkState(tuple(ends), outputs[-1]), (tuple(blocks), (outputs, states))
 

@@ -26,6 +26,7 @@ from .layer import Layer, trained_constants
 from .record import Block, all_spikes
 from .replay import neurons_of
 from .sequences import Blocks, cut, join, preceding, scan_blocks
+from .sharding import by_neuron, n_parts
 from .signals import (
     Later,
     LayerGradients,
@@ -156,7 +157,7 @@ def _of_weights(
         with_readout = _sees_all_spikes(layer)
         post = jnp.concatenate([r, error_tm1], axis=-1) if with_readout else r
         product = _product(pre["dense"], post)
-        gradients["dense"] = product[:, : r.shape[-1]]
+        gradients["dense"] = by_neuron(product[:, : r.shape[-1]])
         if with_readout:
             return gradients, product[layer.rows["recurrent"], r.shape[-1] :]
     return gradients, _product(error, spikes).T  # XLA transposes the first factor: the smaller
@@ -164,7 +165,8 @@ def _of_weights(
 
 def _sees_all_spikes(layer: Layer) -> bool:
     """Whether what the recurrent synapses see is z_{t-1} of all neurons, in a dense product."""
-    return isinstance(layer.recurrent, Dense) and "recurrent" not in layer.delays
+    is_dense = isinstance(layer.recurrent, Dense) and "recurrent" not in layer.delays
+    return is_dense and n_parts() == 1  # else the product's columns are with other devices
 
 
 def _product(

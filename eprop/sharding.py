@@ -1,8 +1,11 @@
-"""A batch over several devices: each takes its share of the examples through the network.
+"""Networks over several devices, where a mesh is set (`jax.set_mesh`): by the names of its axes.
 
-Where a mesh is set that has an axis "batch" (`jax.set_mesh`), a run and its derivative are divided
-over that axis. Examples know nothing of each other, so nothing travels but what is summed over
-them: the gradient, once it is whole.
+"batch": each device takes its share of the examples through the network. Examples know nothing of
+each other, so nothing travels but what is summed over them: the gradient, once it is whole.
+
+"neurons": each device has some neurons of each layer, the synapses that lead to them, and their
+traces. The others' spikes come to it at each step, as bits; to all else XLA sees, which is told
+where the arrays are.
 """
 
 import contextlib
@@ -11,11 +14,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array
 
-BATCH = "batch"
-"""The name of the mesh's axis."""
+BATCH, NEURONS = "batch", "neurons"
+"""The names of a mesh's axes."""
 EVERYWHERE, EXAMPLES, STEPS, BLOCKS = (
     PartitionSpec(*names) for names in ((), (BATCH,), (None, BATCH), (None, None, BATCH))
 )
@@ -26,16 +30,26 @@ SUMMED = "summed over the examples"
 
 def n_shares() -> int:
     """Into how many shares a batch is divided here."""
+    return _size(BATCH)
+
+
+def n_parts() -> int:
+    """Into how many parts the neurons of a layer are divided here."""
+    return _size(NEURONS)
+
+
+def _size(axis: str) -> int:
     mesh = jax.sharding.get_abstract_mesh()
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    if kinds.get(BATCH, AxisType.Manual) is AxisType.Manual:
+    if kinds.get(axis, AxisType.Manual) is AxisType.Manual:
         return 1
-    if kinds[BATCH] is AxisType.Explicit:
+    if kinds[axis] is AxisType.Explicit:
+        sizes, names = tuple(mesh.shape.values()), mesh.axis_names
         raise ValueError(
-            f'the mesh\'s axis "{BATCH}" is explicit: write jax.make_mesh(({mesh.shape[BATCH]},), '
-            f'("{BATCH}",), axis_types=(jax.sharding.AxisType.Auto,))'
+            f'the mesh\'s axis "{axis}" is explicit: write jax.make_mesh({sizes}, {names}, '
+            f"axis_types=(jax.sharding.AxisType.Auto,) * {len(names)})"
         )
-    return mesh.shape[BATCH]
+    return mesh.shape[axis]
 
 
 @contextlib.contextmanager
@@ -92,3 +106,39 @@ def _share(how: PartitionSpec, tree: Any, n: int) -> Any:
         return jax.ShapeDtypeStruct(shape, x.dtype)
 
     return jax.tree.map(share, tree)
+
+
+def by_neuron(x: Array) -> Array:
+    """An array whose last axis is the neurons, of which each device has its own."""
+    n = n_parts()
+    if n == 1:
+        return x
+    if x.shape[-1] % n:
+        raise ValueError(
+            f"{x.shape[-1]} neurons can't be divided over the {n} devices of the mesh's axis "
+            f'"{NEURONS}": give a multiple of {n}, or a mesh of fewer'
+        )
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * (x.ndim - 1), NEURONS))
+
+
+def everywhere(z: Array, *, is_binary: bool) -> Array:
+    """What all neurons send, on each device; if it is 0 or 1 it travels as bits, eight in a byte.
+
+    No gradient passes through bits.
+    """
+    n_parts_here, n = n_parts(), z.shape[-1]
+    if n_parts_here == 1:
+        return z
+    if not is_binary:
+        return jax.lax.with_sharding_constraint(z, EVERYWHERE)
+    if n % (8 * n_parts_here):
+        raise ValueError(
+            f"the spikes of {n} neurons can't be divided into bytes on the {n_parts_here} devices "
+            f'of the mesh\'s axis "{NEURONS}": give a multiple of {8 * n_parts_here} neurons'
+        )
+    weights = jnp.asarray([1 << i for i in range(8)], jnp.uint8)
+    bits = by_neuron(z.astype(bool)).reshape(*z.shape[:-1], n // 8, 8).astype(jnp.uint8)
+    packed = jnp.sum(bits * weights.reshape(*[1] * z.ndim, 8), axis=-1, dtype=jnp.uint8)
+    packed = jax.lax.with_sharding_constraint(by_neuron(packed), EVERYWHERE)
+    bits = packed[..., None] & weights.reshape(*[1] * z.ndim, 8)
+    return (bits > 0).reshape(z.shape).astype(z.dtype)

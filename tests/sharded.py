@@ -23,22 +23,31 @@ import eprop
 from eprop import processes
 from experiments.benchmarks import travelling
 
-N_STEPS, BATCH, N_IN, N, N_OUT = 24, 8, 6, 10, 2
+N_STEPS, BATCH, N_IN, N, N_OUT = 24, 8, 6, 16, 2
 WINDOW, ITERATIONS, SAVE_EVERY = 8, 6, 2
 CASES = {  # whether the recurrent synapses are sparse, so that the layer runs on XLA; the rule
-    "compiled, reverse": (False, "reverse"),
-    "compiled, windows": (False, "windows"),
-    "on XLA, windows, random feedback": (True, "random feedback"),
-    "bptt": (True, "bptt"),
+    "dense, reverse": (False, "reverse"),
+    "dense, windows": (False, "windows"),
+    "sparse, windows, random feedback": (True, "random feedback"),
+    "sparse, bptt": (True, "bptt"),
 }
-
-
+MESHES = {  # shape, names, and what is found on it
+    "2 shares": ((2,), ("batch",), list(CASES)),
+    "4 shares": ((4,), ("batch",), ["dense, reverse"]),
+    "2 parts": ((2,), ("neurons",), [name for name in CASES if "random" not in name]),
+    "2 shares, 2 parts": ((2, 2), ("batch", "neurons"), ["dense, windows"]),
+}
+OF_PROCESSES = {
+    "shares of processes": ((2,), ("batch",), ["dense, reverse", "dense, windows"]),
+    "parts of processes": ((2,), ("neurons",), ["dense, reverse"]),
+}
 SHARES = PartitionSpec(None, "batch")
 """Of the examples, the second axis."""
 
 
-def mesh(n):
-    return jax.make_mesh((n,), ("batch",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n])
+def make_mesh(shape, names):
+    devices = jax.devices()[: np.prod(shape)]
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape), devices=devices)
 
 
 def make_network(*, sparse, seed=0):
@@ -119,48 +128,68 @@ def numbers(tree):
 
 
 def on_devices(folder):
-    """All cases on meshes of 2 and 4 devices."""
+    """All cases on their meshes."""
     counts = {}
-    for n in (2, 4):
-        with jax.set_mesh(mesh(n)):
-            sharding = NamedSharding(mesh(n), SHARES)
+    for place, (shape, names, cases) in MESHES.items():
+        mesh = make_mesh(shape, names)
+        sharding = NamedSharding(mesh, SHARES if "batch" in names else PartitionSpec())
+        with jax.set_mesh(mesh):
             batch = jax.device_put(data(), sharding)
-            for name, (sparse, rule) in CASES.items():
-                program = gradient(rule).lower(make_network(sparse=sparse), *batch).compile()
-                counts[f"{name}, {n}"] = travelling(program)
-                found = program(make_network(sparse=sparse), *batch)
-                np.savez(folder / f"{name}, {n}.npz", **numbers(found))
-            online = learner(make_network(sparse=False))
-            state, _ = online.run(online.init(BATCH), batch)
-            program = eprop.online._run.lower(online, state, (*batch, None)).lowered.compile()
-            counts[f"online, {n}"] = travelling(program)
-            eprop.checkpoints.save(folder / f"online-{n}.eprop", state)
-            state, _ = eprop.checkpoints.load(folder / f"online-{n}.eprop", like=state)
-            traces = state.progress.traces.layers[0].spikes
-            assert {x.data.shape for x in traces.addressable_shards} == {(BATCH // n, N)}
-            state, _ = online.step(state, batch[0][0], batch[1][0])
-            np.savez(folder / f"online, {n}.npz", **numbers(state))
-            train(folder / f"fit-{n}", partial(on_mesh, sharding), iterations=4)
-    program = gradient("windows").lower(make_network(sparse=False), *batch).compile()
+            for name in cases:
+                counts[f"{name}, {place}"] = find(folder, place, name, batch)
+            if place != "4 shares":
+                counts |= online(folder, place, batch)
+    program = gradient("windows").lower(make_network(sparse=False), *on_two_shares(0)).compile()
     counts["windows, left to XLA"] = travelling(program)
+    with jax.set_mesh(make_mesh((2,), ("batch",))):
+        train(folder / "fit", on_two_shares, iterations=4)
     (folder / "counts.json").write_text(json.dumps(counts))
     (folder / "errors.json").write_text(json.dumps(errors_of_meshes()))
 
 
-def on_mesh(sharding, iteration):
-    return jax.device_put(data(iteration), sharding)
+def find(folder, place, name, batch):
+    """Leaves a case's gradient; what travels in its program."""
+    sparse, rule = CASES[name]
+    arguments = (make_network(sparse=sparse), *batch)
+    program = gradient(rule)
+    np.savez(folder / f"{name}, {place}.npz", **numbers(program(*arguments)))
+    return travelling(program.lower(*arguments).compile())
+
+
+def online(folder, place, batch):
+    """Leaves a learner's state after two chunks, between which it is saved and read again."""
+    learns = learner(make_network(sparse=False))
+    state, _ = learns.run(learns.init(BATCH), batch)
+    eprop.checkpoints.save(folder / f"online, {place}.eprop", state)
+    state, _ = eprop.checkpoints.load(folder / f"online, {place}.eprop", like=state)
+    (traces,) = state.progress.traces.layers[0].synapses["dense"]
+    state, _ = learns.run(state, batch)
+    np.savez(folder / f"online, {place}.npz", **numbers(state))
+    program = eprop.online._run.lower(learns, state, (*batch, None)).lowered.compile()
+    return {
+        f"online, {place}": travelling(program),
+        f"traces, {place}": traces.filtered.addressable_shards[0].data.shape,
+    }
+
+
+def on_two_shares(iteration):
+    return jax.device_put(data(iteration), NamedSharding(make_mesh((2,), ("batch",)), SHARES))
 
 
 def errors_of_meshes():
     network, (inputs, targets) = make_network(sparse=True), data()
     six = inputs[:, :6], targets[:, :6]
-    online = learner(network)
-    with jax.set_mesh(mesh(4)):
+    learns = learner(network)
+    with jax.set_mesh(make_mesh((4,), ("batch",))):
         errors = {
             "gradient": said(lambda: gradient("reverse")(network, *six)),
-            "online": said(lambda: online.run(online.init(6), six)),
+            "online": said(lambda: learns.run(learns.init(6), six)),
             "run": said(lambda: network(six[0])),
         }
+    with jax.set_mesh(make_mesh((4,), ("neurons",))):
+        errors["bytes"] = said(lambda: network(inputs))
+    with jax.set_mesh(make_mesh((3,), ("neurons",))):
+        errors["parts"] = said(lambda: network(inputs))
     with jax.set_mesh(jax.make_mesh((2,), ("batch",), devices=jax.devices()[:2])):
         return errors | {"explicit": said(lambda: network(inputs))}
 
@@ -175,42 +204,43 @@ def said(call):
 
 def in_process(folder, index, runs):
     """What each of two processes does, one after another."""
-    together = mesh(jax.device_count())
-    sharding = NamedSharding(together, SHARES)
+    mesh = make_mesh((2,), ("batch",))
 
     def share(iteration):
         half = slice(BATCH // 2 * index, BATCH // 2 * (index + 1))
         return tuple(x[:, half] for x in data(iteration))
 
     def shared(iteration):
+        sharding = NamedSharding(mesh, SHARES)
         x, y = share(iteration)
         return tuple(jax.make_array_from_process_local_data(sharding, x) for x in (x, y))
 
-    with jax.set_mesh(together):
-        for run in runs:
-            if run == "gradients":
-                gradients_in_process(folder, index, shared(0))
-            elif run == "errors":
-                errors = errors_in_process(folder, index, share, shared)
-                (folder / f"errors {index}.json").write_text(json.dumps(errors))
-            elif run == "killed":
-                train(folder / "torn", shared, callbacks=[partial(kill, index)])
-            else:
-                _, rows = train(folder / ("torn" if run == "rerun" else run), shared)
-                (folder / f"{run} {index}.json").write_text(json.dumps(rows))
-
-
-def gradients_in_process(folder, index, batch):
-    for name, (sparse, rule) in CASES.items():
-        found = gradient(rule)(make_network(sparse=sparse), *batch)
-        np.savez(folder / f"{name}, process {index}.npz", **numbers(found))
-    online = learner(make_network(sparse=False))
-    state, _ = online.run(online.init(BATCH), batch)
-    eprop.checkpoints.save(folder / "online.eprop", state)
-    processes.told_by_all("it is there")
-    state, _ = eprop.checkpoints.load(folder / "online.eprop", like=state)
-    state, _ = online.run(state, batch)
-    np.savez(folder / f"online, process {index}.npz", **numbers(state))
+    if "gradients" in runs:
+        for place, (shape, names, cases) in OF_PROCESSES.items():
+            with jax.set_mesh(make_mesh(shape, names)):
+                batch = shared(0) if "batch" in names else data()
+                for name in cases:
+                    found = gradient(CASES[name][1])(make_network(sparse=False), *batch)
+                    np.savez(folder / f"{name}, {place}, {index}.npz", **numbers(found))
+        with jax.set_mesh(mesh):
+            learns = learner(make_network(sparse=False))
+            state, _ = learns.run(learns.init(BATCH), shared(0))
+            eprop.checkpoints.save(folder / "online.eprop", state)
+            processes.told_by_all("it is there")
+            state, _ = eprop.checkpoints.load(folder / "online.eprop", like=state)
+            state, _ = learns.run(state, shared(0))
+            np.savez(folder / f"online, process {index}.npz", **numbers(state))
+    with jax.set_mesh(mesh):
+        if "whole" in runs:
+            _, rows = train(folder / "whole", shared)
+            (folder / f"whole {index}.json").write_text(json.dumps(rows))
+        if "errors" in runs:
+            errors = errors_in_process(folder, index, share, shared)
+            (folder / f"errors {index}.json").write_text(json.dumps(errors))
+        if "killed" in runs:
+            train(folder / "torn", shared, callbacks=[partial(kill, index)])
+        if "rerun" in runs:
+            train(folder / "torn", shared)
 
 
 def kill(index, iteration, state, row):

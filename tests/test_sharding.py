@@ -19,8 +19,6 @@ from eprop import checkpoints, files
 from tests import sharded
 
 ROOT = Path(__file__).parents[1]
-N_WEIGHTS = {False: (sharded.N_IN + sharded.N) * sharded.N, True: (sharded.N_IN + 4) * sharded.N}
-OF_READOUT = sharded.N * sharded.N_OUT
 ENDS_WITHIN = 60
 """Seconds from a process's death to the other's end, where a heartbeat is missed after 10 s."""
 
@@ -76,9 +74,8 @@ def on_one():
         activity[name] = float(network(inputs).spikes.mean())
     learner = sharded.learner(sharded.make_network(sparse=False))
     state, _ = learner.run(learner.init(sharded.BATCH), (inputs, targets))
-    once, _ = learner.step(state, inputs[0], targets[0])
     again, _ = learner.run(state, (inputs, targets))
-    return found, activity, sharded.numbers(once), sharded.numbers(again)
+    return found, activity, sharded.numbers(state), sharded.numbers(again)
 
 
 def difference(found, expected):
@@ -101,11 +98,12 @@ def test_gradients_are_those_of_one_device(name, on_one, on_devices, in_processe
     expected, activity, *_ = on_one
     assert 0.02 < activity[name] < 0.5
     assert all(np.abs(x).max() > 1e-5 for x in expected[name].values())
-    for folder, place in [(on_devices, 2), (on_devices, 4)] + [
-        (in_processes, f"process {i}") for i in range(2)
-    ]:
-        found = of_file(folder / f"{name}, {place}.npz")
-        assert difference(found, expected[name]) < 1e-12
+    places = [(on_devices, place) for place, (*_, cases) in sharded.MESHES.items() if name in cases]
+    for place, (*_, cases) in sharded.OF_PROCESSES.items():
+        places += [(in_processes, f"{place}, {i}") for i in range(2) if name in cases]
+    assert len(places) > 1
+    for folder, place in places:
+        assert difference(of_file(folder / f"{name}, {place}.npz"), expected[name]) < 1e-12, place
 
 
 def test_a_share_is_not_the_whole(on_one):
@@ -113,7 +111,7 @@ def test_a_share_is_not_the_whole(on_one):
     network, (inputs, targets) = sharded.make_network(sparse=True), sharded.data()
     gradient = sharded.gradient("bptt")
     half = sharded.numbers(gradient(network, inputs[:, :4], targets[:, :4]))
-    assert difference(half, on_one[0]["bptt"]) > 0.01
+    assert difference(half, on_one[0]["sparse, bptt"]) > 0.01
 
 
 def test_an_online_learner_is_that_of_one_device(on_one, on_devices, in_processes):
@@ -121,30 +119,68 @@ def test_an_online_learner_is_that_of_one_device(on_one, on_devices, in_processe
     weights = next(name for name in once if "recurrent" in name)
     assert np.abs(once[weights] - sharded.make_network(sparse=False).w_rec).max() > 1e-4
     assert difference(again, once) > 0.01
-    for n in (2, 4):
-        assert difference(of_file(on_devices / f"online, {n}.npz"), once) < 1e-12
+    for place in (place for place in sharded.MESHES if place != "4 shares"):
+        assert difference(of_file(on_devices / f"online, {place}.npz"), again) < 1e-12, place
     for i in (0, 1):
         assert difference(of_file(in_processes / f"online, process {i}.npz"), again) < 1e-12
 
 
-@pytest.mark.parametrize("n", [2, 4])
-def test_what_travels_is_the_gradient(n, on_devices):
-    """Counted in the compiled programs, whatever the length of the run."""
-    counts = json.loads((on_devices / "counts.json").read_text())
+@pytest.fixture(scope="module")
+def counts(on_devices):
+    """What travels in each program: kind, dtype and size of arrays, of single numbers at most 6."""
+    found = json.loads((on_devices / "counts.json").read_text())
+    arrays = {
+        name: [x for x in of_program if x[-1] > 1]
+        for name, of_program in found.items()
+        if "traces" not in name
+    }
+    assert all(len(found[name]) - len(of_program) <= 6 for name, of_program in arrays.items())
+    return arrays | {name: x for name, x in found.items() if "traces" in name}
 
-    def arrays(name):
-        kinds, sizes = zip(*counts[f"{name}, {n}"], strict=True)
-        assert set(kinds) == {"all-reduce"}
-        assert sum(size == 1 for size in sizes) <= 6
-        return sum(size for size in sizes if size > 1)
 
-    for name, (sparse, _) in sharded.CASES.items():
-        # The readout's weights once more: they hold the check that all is finite.
-        assert arrays(name) == N_WEIGHTS[sparse] + 2 * OF_READOUT, name
+def test_of_shares_the_gradient_travels(counts):
+    """Whatever the length of the run."""
+    readout = sharded.N * sharded.N_OUT
+    dense = (sharded.N_IN + sharded.N) * sharded.N + readout
+    sparse = (sharded.N_IN + 4) * sharded.N + readout
+    for place in ("2 shares", "4 shares"):
+        for name in sharded.MESHES[place][-1]:
+            kinds, _, sizes = zip(*counts[f"{name}, {place}"], strict=True)
+            assert set(kinds) == {"all-reduce"}, name
+            assert sum(sizes) == (sparse if "sparse" in name else dense), name
     # In a window the firing rates of its steps too, for the averages and for the penalty.
-    rates = 2 * sharded.WINDOW * sharded.N
-    assert arrays("online") == N_WEIGHTS[False] + 2 * OF_READOUT + rates
-    assert "all-gather" in {kind for kind, _ in counts["windows, left to XLA"]}
+    kinds, _, sizes = zip(*counts["online, 2 shares"], strict=True)
+    assert set(kinds) == {"all-reduce"}
+    assert sum(sizes) == dense + 2 * sharded.WINDOW * sharded.N
+    assert "all-gather" in {kind for kind, *_ in counts["windows, left to XLA"]}  # the control
+
+
+def test_of_parts_spikes_travel_as_bits(counts):
+    """And the outputs, which are sums over all neurons; what is in a loop counts once."""
+    step, n_bytes = sharded.BATCH * sharded.N // 8, "u8"
+    outputs = sharded.BATCH * sharded.N_OUT
+    expected = [
+        ["all-gather", n_bytes, step],  # forward, in each step
+        ["all-gather", n_bytes, sharded.N_STEPS * step],  # in reverse, of all steps
+        ["all-reduce", "f64", sharded.N_STEPS * outputs],
+    ]
+    assert sorted(counts["dense, reverse, 2 parts"]) == sorted(expected)
+    of_window = sharded.WINDOW * step
+    expected = [
+        ["all-gather", n_bytes, step],
+        ["all-gather", n_bytes, of_window],  # in reverse, ...
+        ["all-gather", n_bytes, of_window],  # ... and to lead the traces on
+        ["all-reduce", "f64", sharded.WINDOW * outputs],
+    ]
+    assert sorted(counts["dense, windows, 2 parts"]) == sorted(expected)
+    assert ["all-gather", "f64", 8 * step] in counts["sparse, bptt, 2 parts"]  # the control
+
+
+def test_traces_are_where_their_neurons_and_examples_are(counts):
+    n_pre = sharded.N_IN + sharded.N
+    assert counts["traces, 2 shares"] == [sharded.BATCH // 2, n_pre, sharded.N]
+    assert counts["traces, 2 parts"] == [sharded.BATCH, n_pre, sharded.N // 2]
+    assert counts["traces, 2 shares, 2 parts"] == [sharded.BATCH // 2, n_pre, sharded.N // 2]
 
 
 def test_training_on_some_devices_goes_on_on_one(on_devices, in_processes, tmp_path):
@@ -152,9 +188,8 @@ def test_training_on_some_devices_goes_on_on_one(on_devices, in_processes, tmp_p
     assert rows[-1]["loss"] < rows[0]["loss"]
     control, _ = sharded.train(None, lambda i: sharded.data(i % 4))
     assert difference(sharded.numbers(control), sharded.numbers(whole)) > 1e-3  # other batches
-    for n in (2, 4):
-        state, _ = sharded.train(on_devices / f"fit-{n}", sharded.data)
-        assert difference(sharded.numbers(state), sharded.numbers(whole)) < 1e-11
+    state, _ = sharded.train(on_devices / "fit", sharded.data)
+    assert difference(sharded.numbers(state), sharded.numbers(whole)) < 1e-11
     state, _ = checkpoints.load(in_processes / "whole" / "checkpoint.eprop", like=whole)
     assert difference(sharded.numbers(state), sharded.numbers(whole)) < 1e-11
     learner = sharded.learner(sharded.make_network(sparse=False))
@@ -204,6 +239,8 @@ def test_errors(on_devices, in_processes):
         assert said[name].startswith(
             "ValueError: a batch of 6 examples can't be divided over the 4"
         )
+    assert "the spikes of 16 neurons can't be divided into bytes on the 4 devices" in said["bytes"]
+    assert "16 neurons can't be divided over the 3 devices" in said["parts"]
     assert "axis_types=(jax.sharding.AxisType.Auto,)" in said["explicit"]
     first, second = (json.loads((in_processes / f"errors {i}.json").read_text()) for i in range(2))
     for name, path in {

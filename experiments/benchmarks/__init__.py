@@ -88,8 +88,8 @@ def time_in_turn(
     return rows
 
 
-def travelling(program: jax.stages.Compiled) -> list[tuple[str, int]]:
-    """The collective operations of a compiled program: of each array the kind, and its size.
+def travelling(program: jax.stages.Compiled) -> list[tuple[str, str, int]]:
+    """The collective operations of a compiled program: of each array kind, dtype and size.
 
     What is in a loop counts once.
     """
@@ -97,9 +97,9 @@ def travelling(program: jax.stages.Compiled) -> list[tuple[str, int]]:
     found = []
     for line in (program.as_text() or "").splitlines():
         if operation := re.search(rf"= (.*?) ({kinds})(-start)?\(", line):
-            shapes = re.findall(r"\w+\[([\d,]*)\]", operation[1])
-            sizes = [int(np.prod([int(n) for n in x.split(",") if n])) for x in shapes]
-            found += [(operation[2], size) for size in sizes]
+            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", operation[1]):
+                size = int(np.prod([int(n) for n in shape.split(",") if n]))
+                found.append((operation[2], dtype, size))
     return found
 
 

@@ -1,13 +1,15 @@
-"""Is a gradient faster on several devices? Its batch divided over a mesh, against one device.
+"""What do several devices give? Batches and neurons divided over a mesh, against one device.
 
 The devices are forced ones of the host's processor, whose cores they share: on few cores what is
 seen is mostly what dividing costs. For each workload of `gradient_cost` the gradient by e-prop over
 the whole sequence and by windows, in turn on one device and on the mesh, on the same numbers.
 
 Beside the times: how many numbers travel between the devices, counted in the compiled program,
-where a loop over windows counts once, and as documented: the gradient, in each window; and where
-the whole run is checked first, the readout's weights once more. They may not differ, nor the
-gradients but for rounding.
+where a loop over windows counts once, and as documented: the gradient, in each window. They may not
+differ, nor the gradients but for rounding.
+
+Then the neurons of a wide, sparse layer that learns online, in one and in more parts: bytes of each
+device, XLA's account of its program, and bits that come to it at a step. These are not timed.
 """
 
 import dataclasses
@@ -19,13 +21,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import tyro
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eprop
+from eprop import online
 
 from ..runs import RunFolder
-from . import machine, relative_difference, time_in_turn, travelling
+from . import machine, relative_difference, sparse_layer, time_in_turn, travelling
 from .gradient_cost import BOUND, WORKLOADS, Name, draw_workload, make_programs
 
 
@@ -39,6 +43,10 @@ class Config:
     """Networks and sequences to measure on; the devices must divide their batch."""
     window: int = 256
     """Steps of e-prop's window, where it is shorter than the sequence."""
+    wide: int = 8192
+    """Neurons of the wide layer, a multiple of 8 times the devices."""
+    fan_in: int = 100
+    """Recurrent synapses of each of them."""
     rounds: int = 7
     """Timed calls of each program."""
     seed: int = 0
@@ -77,7 +85,7 @@ def measure(name: Name, config: Config) -> dict[str, Any]:
         pair = [jax.device_get(found[where]) for where in (config.devices, 1)]
         rows[label] = {
             "difference": relative_difference(*pair),
-            "travelling": sum(size for _, size in travelling(several) if size > 1),
+            "travelling": sum(size for *_, size in travelling(several) if size > 1),
             "as_documented": documented(network, workload.n_steps, window),
         }
     timed = time_in_turn(calls, dict.fromkeys(calls, config.rounds), name)
@@ -92,13 +100,45 @@ def measure(name: Name, config: Config) -> dict[str, Any]:
     return {"programs": rows, "workload": workload._asdict(), "passed": passed}
 
 
+def measure_parts(config: Config) -> list[dict[str, Any]]:
+    """Bytes of each device, and what travels, by the number of parts that a layer is in."""
+    network, inputs, targets = sparse_layer.make(
+        sparse_layer.Config(n=config.wide, fan_in=config.fan_in, n_steps=8)
+    )
+
+    def loss(trajectory, targets):
+        return jnp.sum((trajectory.outputs - targets) ** 2)
+
+    learner = eprop.OnlineLearner(network, loss, eprop.EProp(), optax.sgd(1e-3), update_every=1)
+    state, rows = learner.init(batch=1), []
+    for n in sorted({1, 2, config.devices}):
+        mesh = jax.make_mesh(
+            (n,), ("neurons",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n]
+        )
+        with jax.set_mesh(mesh):
+            # The first call is given the state whole, the second as the first has left it.
+            divided, _ = learner.run(state, (inputs, targets))
+            program = online._run.lower(learner, divided, (inputs, targets, None))
+            compiled = program.lowered.compile()
+        memory: Any = compiled.memory_analysis()
+        bits = sum(8 * size for kind, dtype, size in travelling(compiled) if dtype == "u8")
+        rows.append(
+            {
+                "parts": n,
+                "held_bytes": memory.argument_size_in_bytes,
+                "temporary_bytes": memory.temp_size_in_bytes,
+                "bits": bits,
+                "spiking": float(divided.rates.rates.mean()),
+            }
+        )
+    return rows
+
+
 def documented(network: eprop.Network, n_steps: int, window: int | None) -> int:
     """How many numbers should travel in a program, where a loop over windows counts once."""
-    of_readout = network.n * network.n_out
-    gradient = (network.n_in + network.n) * network.n + of_readout
-    if window is None:
-        return gradient + of_readout
-    return gradient * (2 if n_steps % window else 1)  # a shorter last window is by itself
+    gradient = (network.n_in + network.n + network.n_out) * network.n
+    has_shorter_last = window is not None and n_steps % window > 0  # which is by itself
+    return gradient * (2 if has_shorter_last else 1)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -120,6 +160,16 @@ def main(args: Sequence[str] | None = None) -> int:
                 f"{row['throughput_ratio']:.2f} × its throughput; {row['travelling']} numbers "
                 f"travel (documented: {row['as_documented']}); difference {row['difference']:.0e}"
             )
+    with jax.enable_x64(False):
+        metrics["parts"] = measure_parts(config)
+    folder.write_json("metrics", metrics)
+    print(f"{config.wide} neurons, fan-in {config.fan_in}, online, an update at each step")
+    for row in metrics["parts"]:
+        print(
+            f"  {row['parts']} parts: {row['held_bytes'] / 2**20:.1f} MiB held and "
+            f"{row['temporary_bytes'] / 2**20:.1f} MiB for a while by each device; "
+            f"{row['bits']} bits a step come to it; rate {row['spiking']:.1f} Hz"
+        )
     return 0 if all(x["passed"] for x in metrics["workloads"].values()) else 1
 
 
