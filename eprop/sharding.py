@@ -9,6 +9,7 @@ where the arrays are.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -118,7 +119,7 @@ def by_neuron(x: Array) -> Array:
             f"{x.shape[-1]} neurons can't be divided over the {n} devices of the mesh's axis "
             f'"{NEURONS}": give a multiple of {n}, or a mesh of fewer'
         )
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * (x.ndim - 1), NEURONS))
+    return _placed(x, PartitionSpec(*[None] * (x.ndim - 1), NEURONS))
 
 
 def everywhere(z: Array, *, is_binary: bool) -> Array:
@@ -130,7 +131,7 @@ def everywhere(z: Array, *, is_binary: bool) -> Array:
     if n_parts_here == 1:
         return z
     if not is_binary:
-        return jax.lax.with_sharding_constraint(z, EVERYWHERE)
+        return _placed(z, EVERYWHERE)
     if n % (8 * n_parts_here):
         raise ValueError(
             f"the spikes of {n} neurons can't be divided into bytes on the {n_parts_here} devices "
@@ -139,6 +140,12 @@ def everywhere(z: Array, *, is_binary: bool) -> Array:
     weights = jnp.asarray([1 << i for i in range(8)], jnp.uint8)
     bits = by_neuron(z.astype(bool)).reshape(*z.shape[:-1], n // 8, 8).astype(jnp.uint8)
     packed = jnp.sum(bits * weights.reshape(*[1] * z.ndim, 8), axis=-1, dtype=jnp.uint8)
-    packed = jax.lax.with_sharding_constraint(by_neuron(packed), EVERYWHERE)
+    packed = _placed(by_neuron(packed), EVERYWHERE)
     bits = packed[..., None] & weights.reshape(*[1] * z.ndim, 8)
     return (bits > 0).reshape(z.shape).astype(z.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _placed(x: Array, how: PartitionSpec) -> Array:
+    """The array as it is to lie; compiled, since only a compiled program moves it there."""
+    return jax.lax.with_sharding_constraint(x, how)
