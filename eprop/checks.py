@@ -241,15 +241,19 @@ def all_finite(arrays: dict[str, Any], guarded: Array) -> Array:
         message = f"{name} of shape {array.shape} holds NaN or infinity"
         if isinstance(array, jax.core.Tracer):
             traced.append((~jnp.all(jnp.isfinite(array)), message))
-        elif (
-            not (np if getattr(array, "is_fully_addressable", True) else jnp).isfinite(array).all()
-        ):
+        elif not _is_finite(array):
             raise ValueError(message)
     if not traced:
         return guarded
     bad, messages = zip(*traced, strict=True)
     bad = jnp.stack(bad)
     return eqx.branched_error_if(guarded, bad.any(), jnp.argmax(bad), messages)
+
+
+def _is_finite(array: Any) -> bool:
+    """Whether there is neither NaN nor infinity in an array whose numbers are known."""
+    is_here = getattr(array, "is_fully_addressable", True)  # else parts are with other processes
+    return bool((np if is_here else jnp).isfinite(array).all())
 
 
 def are_finite(tree: Any) -> Bool[Array, ""]:

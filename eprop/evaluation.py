@@ -4,6 +4,7 @@ Each layer makes its gradient by itself, of the readout's error as the feedback 
 what the loss says of its own spikes and states. Nothing passes from layer to layer.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -114,7 +115,7 @@ def forward(
         )
 
     def found(shares: Response) -> Any:
-        return Response(EXAMPLES, STEPS, _divided(shares.records))  # pyright: ignore
+        return Response(EXAMPLES, STEPS, _divided(shares.records))
 
     given = (EVERYWHERE, EXAMPLES, STEPS, STEPS)
     return by_shares(of_share, given, found, network, start, inputs, kept)
@@ -156,12 +157,9 @@ def backward(
     of_inputs: bool,
 ) -> Backward:
     """All steps at once, in reverse. `b` is the feedback matrix of all layers."""
-
-    def of_share(*args: Any) -> Backward:
-        return _backward(*args, of_inputs=of_inputs)
-
+    of_share = functools.partial(_backward, of_inputs=of_inputs)
     given = (EVERYWHERE, EVERYWHERE, _divided(records), _divided_derivatives(derivatives))
-    found = Backward(SUMMED, EXAMPLES, EXAMPLES, STEPS)  # pyright: ignore
+    found = Backward(SUMMED, EXAMPLES, EXAMPLES, STEPS)
     return by_shares(of_share, given, found, network, b, records, derivatives)
 
 
@@ -211,8 +209,8 @@ def advance(
     if n_shares() == 1:
         return _advance(network, b, records, derivatives, carry, so_far)
 
-    def of_share(*args: Any) -> tuple[Carry, NetworkGradients]:
-        return _advance(*args, zero_gradients(args[0]))
+    def of_share(network: Network, *args: Any) -> tuple[Carry, NetworkGradients]:
+        return _advance(network, *args, so_far=zero_gradients(network))
 
     given = (EVERYWHERE, EVERYWHERE, _divided(records), _divided_derivatives(derivatives), EXAMPLES)
     args = (network, b, records, derivatives, carry)

@@ -270,14 +270,15 @@ def _iteration_of(path: Path) -> int | None:
 
 
 def _with_digests(tree: Any) -> dict[str, str]:
-    """What a pytree is, by path; of arrays that a process has whole also their SHA-256, in part."""
+    """What a pytree is, by path; of arrays that a process has whole, part of their SHA-256 too."""
     found = dict(structure.describe(tree))
     leaves = [x for x in jax.tree.leaves(tree) if structure.is_saved(x)]
     for leaf, x in zip(checkpoints.describe(tree), leaves, strict=True):
         x = jax.random.key_data(x) if structure.is_key(x) else x
         is_whole = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
         digest = hashlib.sha256(np.asarray(x).tobytes()).hexdigest()[:8] if is_whole else "shared"
-        found[leaf.path] = f"{leaf.dtype}{list(leaf.shape)} {digest}"
+        is_array = hasattr(x, "dtype")
+        found[leaf.path] = f"{leaf.dtype}{list(leaf.shape)} {digest}" if is_array else repr(x)
     return found
 
 

@@ -21,12 +21,16 @@ from jaxtyping import Array
 
 BATCH, NEURONS = "batch", "neurons"
 """The names of a mesh's axes."""
-EVERYWHERE, EXAMPLES, STEPS, BLOCKS = (
-    PartitionSpec(*names) for names in ((), (BATCH,), (None, BATCH), (None, None, BATCH))
-)
-"""Arrays that each device has whole; and those whose examples are along their first, second and
-third axis."""
-SUMMED = "summed over the examples"
+EVERYWHERE: Any = PartitionSpec()
+"""How an array lies that each device has whole; ..."""
+EXAMPLES: Any = PartitionSpec(BATCH)
+"""... whose first axis is the examples, ..."""
+STEPS: Any = PartitionSpec(None, BATCH)
+"""... whose second axis is, after time, ..."""
+BLOCKS: Any = PartitionSpec(None, None, BATCH)
+"""... or whose third is, after blocks and time; ..."""
+SUMMED: Any = "summed"
+"""... and one that is to be the sum of all devices'."""
 
 
 def n_shares() -> int:

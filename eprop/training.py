@@ -236,7 +236,9 @@ def fit(
     with keeper.in_use():
         with processes.in_all_or_none():
             state, rows, changed = keeper.resume(_as_arrays(state))
-        keeper.check_processes(state=state)
+        keeper.check_processes(
+            state=state, arguments={"iterations": iterations, "save_every": save_every}
+        )
         over = is_over()
         if rows:
             _say_where(keeper, len(rows), over, changed, iterations, progress)

@@ -35,10 +35,10 @@ MESHES = {  # shape, names, and what is found on it
     "2 shares": ((2,), ("batch",), list(CASES)),
     "4 shares": ((4,), ("batch",), ["dense, reverse"]),
     "2 parts": ((2,), ("neurons",), [name for name in CASES if "random" not in name]),
-    "2 shares, 2 parts": ((2, 2), ("batch", "neurons"), ["dense, windows"]),
+    "2 shares, 2 parts": ((2, 2), ("batch", "neurons"), []),
 }
 OF_PROCESSES = {
-    "shares of processes": ((2,), ("batch",), ["dense, reverse", "dense, windows"]),
+    "shares of processes": ((2,), ("batch",), ["sparse, windows, random feedback"]),
     "parts of processes": ((2,), ("neurons",), ["dense, reverse"]),
 }
 SHARES = PartitionSpec(None, "batch")
@@ -220,7 +220,8 @@ def in_process(folder, index, runs):
             with jax.set_mesh(make_mesh(shape, names)):
                 batch = shared(0) if "batch" in names else data()
                 for name in cases:
-                    found = gradient(CASES[name][1])(make_network(sparse=False), *batch)
+                    sparse, rule = CASES[name]
+                    found = gradient(rule)(make_network(sparse=sparse), *batch)
                     np.savez(folder / f"{name}, {place}, {index}.npz", **numbers(found))
         with jax.set_mesh(mesh):
             learns = learner(make_network(sparse=False))

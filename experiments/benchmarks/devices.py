@@ -118,7 +118,8 @@ def measure_parts(config: Config) -> list[dict[str, Any]]:
         with jax.set_mesh(mesh):
             # The first call is given the state whole, the second as the first has left it.
             divided, _ = learner.run(state, (inputs, targets))
-            program = online._run.lower(learner, divided, (inputs, targets, None))
+            run: Any = online._run
+            program = run.lower(learner, divided, (inputs, targets, None))
             compiled = program.lowered.compile()
         memory: Any = compiled.memory_analysis()
         bits = sum(8 * size for kind, dtype, size in travelling(compiled) if dtype == "u8")
