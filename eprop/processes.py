@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Array
 
 
 def is_first() -> bool:
@@ -44,7 +43,7 @@ def in_all_or_none() -> Iterator[None]:
             raise RuntimeError(f"process {i} has failed: {error}")
 
 
-def whole(x: Array) -> np.ndarray:
+def whole(x: Any) -> np.ndarray:
     """The numbers of an array whose parts may be with other processes: then all call this."""
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -127,7 +127,7 @@ def test_an_online_learner_is_that_of_one_device(on_one, on_devices, in_processe
 
 @pytest.fixture(scope="module")
 def counts(on_devices):
-    """What travels in each program: kind, dtype and size of arrays, of single numbers at most 20."""
+    """What travels in each program: kind, dtype and size of arrays; of single numbers few."""
     found = json.loads((on_devices / "counts.json").read_text())
     arrays = {
         name: [x for x in of_program if x[-1] > 1]
