@@ -37,6 +37,7 @@ MESHES = {  # shape, names, and what is found on it
     "2 parts": ((2,), ("neurons",), [name for name in CASES if "random" not in name]),
     "2 shares, 2 parts": ((2, 2), ("batch", "neurons"), []),
 }
+ONLINE = ("2 shares", "2 shares, 2 parts")
 OF_PROCESSES = {
     "shares of processes": ((2,), ("batch",), ["sparse, windows, random feedback"]),
     "parts of processes": ((2,), ("neurons",), ["dense, reverse"]),
@@ -137,7 +138,7 @@ def on_devices(folder):
             batch = jax.device_put(data(), sharding)
             for name in cases:
                 counts[f"{name}, {place}"] = find(folder, place, name, batch)
-            if place != "4 shares":
+            if place in ONLINE:
                 counts |= online(folder, place, batch)
     program = gradient("windows").lower(make_network(sparse=False), *on_two_shares(0)).compile()
     counts["windows, left to XLA"] = travelling(program)
@@ -151,9 +152,10 @@ def find(folder, place, name, batch):
     """Leaves a case's gradient; what travels in its program."""
     sparse, rule = CASES[name]
     arguments = (make_network(sparse=sparse), *batch)
-    program = gradient(rule)
-    np.savez(folder / f"{name}, {place}.npz", **numbers(program(*arguments)))
-    return travelling(program.lower(*arguments).compile())
+    program = gradient(rule).lower(*arguments).compile()
+    found = program(*jax.device_put(arguments, program.input_shardings[0]))
+    np.savez(folder / f"{name}, {place}.npz", **numbers(found))
+    return travelling(program)
 
 
 def online(folder, place, batch):

@@ -119,7 +119,7 @@ def test_an_online_learner_is_that_of_one_device(on_one, on_devices, in_processe
     weights = next(name for name in once if "recurrent" in name)
     assert np.abs(once[weights] - sharded.make_network(sparse=False).w_rec).max() > 1e-4
     assert difference(again, once) > 0.01
-    for place in (place for place in sharded.MESHES if place != "4 shares"):
+    for place in sharded.ONLINE:
         assert difference(of_file(on_devices / f"online, {place}.npz"), again) < 1e-12, place
     for i in (0, 1):
         assert difference(of_file(in_processes / f"online, process {i}.npz"), again) < 1e-12
@@ -179,7 +179,6 @@ def test_of_parts_spikes_travel_as_bits(counts):
 def test_traces_are_where_their_neurons_and_examples_are(counts):
     n_pre = sharded.N_IN + sharded.N
     assert counts["traces, 2 shares"] == [sharded.BATCH // 2, n_pre, sharded.N]
-    assert counts["traces, 2 parts"] == [sharded.BATCH, n_pre, sharded.N // 2]
     assert counts["traces, 2 shares, 2 parts"] == [sharded.BATCH // 2, n_pre, sharded.N // 2]
 
 
