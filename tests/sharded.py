@@ -23,7 +23,7 @@ import eprop
 from eprop import processes
 from experiments.benchmarks import travelling
 
-N_STEPS, BATCH, N_IN, N, N_OUT = 24, 8, 6, 16, 2
+N_STEPS, BATCH, N_IN, N, N_OUT = 24, 8, 6, 32, 2
 WINDOW, ITERATIONS, SAVE_EVERY = 8, 6, 2
 CASES = {  # whether the recurrent synapses are sparse, so that the layer runs on XLA; the rule
     "dense, reverse": (False, "reverse"),
@@ -35,6 +35,7 @@ MESHES = {  # shape, names, and what is found on it
     "2 shares": ((2,), ("batch",), list(CASES)),
     "4 shares": ((4,), ("batch",), ["dense, reverse"]),
     "2 parts": ((2,), ("neurons",), [name for name in CASES if "random" not in name]),
+    "4 parts": ((4,), ("neurons",), ["dense, reverse"]),
     "2 shares, 2 parts": ((2, 2), ("batch", "neurons"), []),
 }
 ONLINE = ("2 shares", "2 shares, 2 parts")
@@ -189,7 +190,8 @@ def errors_of_meshes():
             "run": said(lambda: network(six[0])),
         }
     with jax.set_mesh(make_mesh((4,), ("neurons",))):
-        errors["bytes"] = said(lambda: network(inputs))
+        twenty = eprop.Network(eprop.LIF(20), n_in=N_IN, n_out=1, key=jax.random.key(0))
+        errors["bytes"] = said(lambda: twenty(inputs))
     with jax.set_mesh(make_mesh((3,), ("neurons",))):
         errors["parts"] = said(lambda: network(inputs))
     with jax.set_mesh(jax.make_mesh((2,), ("batch",), devices=jax.devices()[:2])):

@@ -164,7 +164,8 @@ def test_of_parts_spikes_travel_as_bits(counts):
         ["all-gather", n_bytes, sharded.N_STEPS * step],  # in reverse, of all steps
         ["all-reduce", "f64", sharded.N_STEPS * outputs],
     ]
-    assert sorted(counts["dense, reverse, 2 parts"]) == sorted(expected)
+    for place in ("2 parts", "4 parts"):
+        assert sorted(counts[f"dense, reverse, {place}"]) == sorted(expected)
     of_window = sharded.WINDOW * step
     expected = [
         ["all-gather", n_bytes, step],
@@ -238,8 +239,8 @@ def test_errors(on_devices, in_processes):
         assert said[name].startswith(
             "ValueError: a batch of 6 examples can't be divided over the 4"
         )
-    assert "the spikes of 16 neurons can't be divided into bytes on the 4 devices" in said["bytes"]
-    assert "16 neurons can't be divided over the 3 devices" in said["parts"]
+    assert "the spikes of 20 neurons can't be divided into bytes on the 4 devices" in said["bytes"]
+    assert "32 neurons can't be divided over the 3 devices" in said["parts"]
     assert "axis_types=(jax.sharding.AxisType.Auto,)" in said["explicit"]
     first, second = (json.loads((in_processes / f"errors {i}.json").read_text()) for i in range(2))
     for name, path in {
