@@ -210,6 +210,7 @@ def timeless(rows):
     return [{name: x for name, x in row.items() if name != "seconds"} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_an_error_in_the_other_and_the_run_goes_on(in_processes):
     first, second = start_two(in_processes, "killed")
     second.communicate(timeout=300)
