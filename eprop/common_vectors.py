@@ -35,14 +35,17 @@ def common_traces(cell: AbstractCell) -> list[list[CommonVector | None]]:
     """
     leaves, structure = jax.tree.flatten(cell)
     known = tuple(jax.typeof(x) if isinstance(x, jax.Array | np.ndarray) else x for x in leaves)
-    return _common_traces(structure, known, jax.config.jax_enable_x64)
+    return _common_traces(structure, known, jnp.result_type(float))
 
 
 @functools.lru_cache(maxsize=256)
 def _common_traces(
-    structure: Any, known: tuple[Any, ...], x64: bool
+    structure: Any, known: tuple[Any, ...], default: np.dtype
 ) -> list[list[CommonVector | None]]:
-    """Of a cell's structure and what is `known` of its leaves: shape and dtype of an array."""
+    """Of a cell's structure and what is `known` of its leaves, of an array its shape and dtype.
+
+    `default` is the dtype of a number that says nothing of it: with it, constants differ.
+    """
     with known_numbers():
         # What is constant does not depend on the arrays: with numbers in their place it is found
         # under `jit`, too, where an operation on a tracer makes a tracer of all that comes with it.

@@ -292,7 +292,9 @@ class TestLoss:
         assert_trees_close(gradients, expected, 1e-12, "gradient of ")
         assert np.isfinite(value)
 
-        last = jax.jit(eprop.Network.__call__)(case.network, inputs).outputs[script.x.shape[1] - 1 :: script.x.shape[1], :, -1]
+        last = jax.jit(eprop.Network.__call__)(case.network, inputs).outputs[
+            script.x.shape[1] - 1 :: script.x.shape[1], :, -1
+        ]
         loss, _ = actor_critic(script, actions, discount=discount, next_values=last[1:])
         whole = inputs[: -script.x.shape[1]]
         of_rule = jax.jit(eprop.grad(loss, rule))(case.network, whole, targets)
