@@ -1,31 +1,15 @@
 """Speech as networks see it: features, the phoneme at each frame, and the transcription."""
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
-RATE = 16_000
-"""Samples of audio per second."""
-
-
-class Segment(NamedTuple):
-    """A phoneme, where it is heard: from the sample `start` to before the sample `end`."""
-
-    start: int
-    end: int
-    phoneme: str
-
-
-class Utterance(NamedTuple):
-    """What somebody says, as recorded."""
-
-    name: str
-    speaker: str
-    audio: Float32[np.ndarray, " samples"]
-    """In [-1, 1], at 16 kHz."""
-    segments: tuple[Segment, ...]
+from . import timit
+from .espeak import CACHE, Synthetic, synthesize
+from .features import Kind, Normalisation, extract, labels, normalisation
+from .recordings import Recordings, Utterance
 
 
 class Sentence(NamedTuple):
@@ -46,7 +30,7 @@ class Corpus(NamedTuple):
     """Three sets of sentences without a speaker in common, and their phonemes."""
 
     phonemes: tuple[str, ...]
-    """What is learnt: 61 of TIMIT, about 42 of synthetic speech."""
+    """What is learnt: 61 of TIMIT, 44 of synthetic speech."""
     scored: tuple[str, ...]
     """What errors are counted in: 39 of TIMIT; of synthetic speech the same as `phonemes`."""
     folded: Int32[np.ndarray, " n_phonemes"]
@@ -59,7 +43,47 @@ class Corpus(NamedTuple):
 
 
 def load(
-    data: str | Path = "synthetic", features: Literal["filterbank", "mfcc"] = "filterbank"
+    data: str | Path | Synthetic = "synthetic", features: Kind = "filterbank", cache: Path = CACHE
 ) -> Corpus:
-    """The corpus: `"synthetic"`, or TIMIT in the folder `data`."""
-    raise NotImplementedError
+    """The corpus that is learnt from.
+
+    Args:
+        data: "synthetic", or `Synthetic(...)` for other settings: speech by eSpeak NG. Else the
+            folder of TIMIT.
+        features: "filterbank", 123 of them, or "mfcc", 39 (see `features.extract`).
+        cache: Where synthetic audio is kept; a second run finds it there.
+    """
+    if data == "synthetic":
+        data = Synthetic()
+    if isinstance(data, Synthetic):
+        return prepare(synthesize(data, cache), features)
+    return prepare(timit.read(Path(data)), features)
+
+
+def prepare(recordings: Recordings, features: Kind) -> Corpus:
+    """Recordings as networks see them."""
+    sets = (recordings.train, recordings.development, recordings.test)
+    extracted = [[extract(utterance.audio, features) for utterance in part] for part in sets]
+    normalise = normalisation(extracted[0])
+    phonemes, scored, folded = recordings.phonemes
+    sentences = [
+        tuple(
+            _sentence(utterance, normalise(values), phonemes)
+            for utterance, values in zip(part, of_part, strict=True)
+        )
+        for part, of_part in zip(sets, extracted, strict=True)
+    ]
+    settings = recordings.settings | {"features": features}
+    return Corpus(phonemes, scored, folded, *sentences, settings=settings)
+
+
+def _sentence(utterance: Utterance, values: np.ndarray, phonemes: tuple[str, ...]) -> Sentence:
+    inside, heard = labels(utterance.segments, phonemes, len(values))
+    transcription = [phonemes.index(segment.phoneme) for segment in utterance.segments]
+    return Sentence(
+        utterance.name,
+        values[inside],
+        heard,
+        np.array(transcription, np.int32),
+        len(utterance.audio),
+    )
