@@ -38,9 +38,11 @@ from .runs import RunFolder, random_key, resumable
 from .speech import decoding, objectives
 from .speech.batches import Batch, Shapes, batch_of, make_batches, outputs_of, shapes_of
 from .speech.corpus import Corpus, Sentence, load
+from .speech.features import HOP, Kind
+from .speech.recordings import RATE
 from .speech.recogniser import Recogniser, Rules, make_recogniser
 
-FRAME_S = 0.01
+FRAME_S = HOP / RATE
 """From one frame to the next in s."""
 Task = Literal["framewise", "ctc"]
 Cell = Literal["lsnn", "lstm"]
@@ -66,7 +68,7 @@ class Config:
     """Of the weights, the feedback and the batches: a training for each."""
     data: str = "synthetic"
     """"synthetic", or the folder of TIMIT."""
-    features: Literal["filterbank", "mfcc"] = "filterbank"
+    features: Kind = "filterbank"
     """What a network sees of a frame: 123 numbers, or 39."""
 
     layers: int = 1
@@ -401,6 +403,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
         "task": config.task,
         "cell": config.cell,
         "seeds": list(config.seeds),
+        "phonemes": list(corpus.phonemes),
         **{name: [of_seed[name] for of_seed, _ in found] for name in found[0][0]},
     }
     trial = record_trial(config, found[0][1], corpus, judge.shapes)

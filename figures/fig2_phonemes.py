@@ -1,2 +1,207 @@
-def draw(folders, path):
+"""Fig. 2 of Bellec et al. 2020: a sentence and what a network makes of it, and errors by rule.
+
+python -m figures.fig2_phonemes             # of all finished runs of experiments.phonemes
+python -m figures.fig2_phonemes FOLDER ...  # of these runs
+
+The sentence is of the first run: framewise, of spiking neurons, by random feedback if there is one.
+Runs with the presets' own names are compared; where there are baselines, they are beside them.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import PercentFormatter
+
+from figures import finished, plotting
+from figures.seed_runs import MAY_DIFFER, Run, comparable, read
+
+TASKS = {"framewise": "frames", "ctc": "phonemes"}
+CELLS = {"lsnn": "LSNN", "lstm": "LSTM"}
+ORDER = ("bptt", "symmetric", "random", "adaptive", "frozen")
+NAMES = plotting.NAMES | {"frozen": "readout only"}
+COLOURS = plotting.COLOURS | {"frozen": "0.5"}
+ALIF, TRUTH = "#aa3377", "#d55e00"
+N_MEL = 40
+"""Log mel energies of a frame, behind its log energy."""
+SHOWN = 40
+"""Neurons of a kind whose spikes are drawn."""
+FRAME_MS = 10.0
+
+
+def draw(folders: Sequence[Path], path: Path, baselines: Sequence[Path] = ()) -> Path:
+    """Read the results of runs and draw them; returns the figure's path."""
+    runs = sorted(map(read, folders), key=_place)
+    with plotting.style():
+        figure = Figure(figsize=(9, 13), layout="constrained")
+        above, below = figure.subfigures(2, 1, height_ratios=(4.2, 1), squeeze=False).flat
+        _sentence(above, runs[0])
+        tasks = [task for task in TASKS if any(run.config["task"] == task for run in runs)]
+        for axes, task in zip(below.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+            _errors(axes, [run for run in runs if run.config["task"] == task], baselines)
+        plotting.save(figure, path)
     return path
+
+
+def _place(run: Run) -> tuple[int, int, bool, int]:
+    """The order of runs, the one whose sentence is shown first."""
+    return (
+        list(TASKS).index(run.config["task"]),
+        list(CELLS).index(run.config["cell"]),
+        run.learner != "random",
+        ORDER.index(run.learner),
+    )
+
+
+def _sentence(figure: SubFigure, run: Run) -> None:
+    """In panels that share their time axis."""
+    spiking = run.config["cell"] == "lsnn"
+    heights = {_spectrogram: 1.2, _activity: 2.2, _thresholds: 0.8, _signals: 1.2}
+    heights |= {_probabilities: 2.2, _transcripts: 0.5}
+    if not spiking:
+        del heights[_thresholds]
+    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=list(heights.values()))
+    for axes, panel in zip(panels, heights, strict=True):
+        panel(axes, run)
+    name = f"{CELLS[run.config['cell']]}, {NAMES[run.learner]}"
+    n = len(run.trial["labels"])
+    panels[0].set_title(f"a   A sentence of the development set after training ({name})")
+    panels[-1].set_xlabel("time (s)")
+    panels[-1].set_xlim(0, n * FRAME_MS / 1000)
+
+
+def _frames(run: Run) -> tuple[float, float]:
+    """From the first frame's beginning to the last one's end in s."""
+    return 0.0, len(run.trial["labels"]) * FRAME_MS / 1000
+
+
+def _spectrogram(axes: Axes, run: Run) -> None:
+    features = run.trial["features"]
+    is_spectrum = run.config["features"] == "filterbank"
+    shown = features[:, 1 : 1 + N_MEL] if is_spectrum else features[:, :13]
+    axes.imshow(
+        shown.T, cmap="gray_r", origin="lower", aspect="auto", rasterized=True,
+        extent=(*_frames(run), 0.5, shown.shape[1] + 0.5), vmin=-2.5, vmax=2.5,
+    )  # fmt: skip
+    axes.set_ylabel("mel band" if is_spectrum else "cepstral\ncoefficient")
+
+
+def _activity(axes: Axes, run: Run) -> None:
+    activity, config = run.trial["activity"], run.config
+    step = FRAME_MS / config["repeats"] / 1000
+    if config["cell"] == "lstm":
+        plotting.colour_map(axes, activity[:, :SHOWN], step, "$h$", limit=1.0)
+        axes.set_ylabel(f"{SHOWN} units,\nforward in time")
+        return
+    first, kinds = 1, {"LIF": (0, config["n_lif"]), "ALIF": (config["n_lif"], config["n_alif"])}
+    ticks = []
+    for kind, (begin, n) in kinds.items():
+        shown = activity[:, begin : begin + min(n, SHOWN)] > 0
+        if not shown.size:
+            continue
+        colour = ALIF if kind == "ALIF" else "black"
+        plotting.raster(axes, shown, step, first=first, color=colour)
+        rate = 1000 * activity[:, begin : begin + n].mean()
+        ticks.append((first + shown.shape[1] / 2, f"{shown.shape[1]} {kind}\n{rate:.0f} Hz"))
+        first += shown.shape[1]
+    axes.set_ylim(first - 0.5, 0.5)
+    axes.set_yticks(*zip(*ticks, strict=True))
+    axes.set_ylabel("neurons, forward in time")
+
+
+def _thresholds(axes: Axes, run: Run) -> None:
+    thresholds = run.trial["thresholds"]
+    time = np.arange(len(thresholds)) * FRAME_MS / run.config["repeats"] / 1000
+    for line, neuron, dash in zip(
+        thresholds.T, run.trial["neurons"], ("-", "--", ":"), strict=False
+    ):
+        axes.plot(time, line, dash, color=ALIF, linewidth=0.9, label=f"neuron {neuron + 1}")
+    plotting.threshold(axes, run.config["v_th"], "$v_{th}$")
+    axes.set(ylabel="threshold\n$v_{th} + βa$", ylim=(0, None))
+    axes.legend(loc="upper left", ncols=3, handlelength=2)
+
+
+def _signals(axes: Axes, run: Run) -> None:
+    signals = run.trial["learning_signal"][:, :: max(1, run.trial["learning_signal"].shape[1] // SHOWN)]
+    plotting.colour_map(
+        axes, signals, FRAME_MS / 1000, "learning\nsignal $L_{t,j}$",
+        limit=float(np.quantile(np.abs(signals), 0.99)),
+    )  # fmt: skip
+    axes.set_ylabel("neurons")
+
+
+def _probabilities(axes: Axes, run: Run) -> None:
+    """Of the phonemes of the sentence, in the order in which they are first heard."""
+    labels, names = run.trial["labels"], run.summary["phonemes"]
+    heard = labels[np.sort(np.unique(labels, return_index=True)[1])]
+    axes.imshow(
+        run.trial["probabilities"][:, heard].T, cmap="gray_r", aspect="auto", rasterized=True,
+        extent=(*_frames(run), len(heard) - 0.5, -0.5), vmin=0, vmax=1, interpolation="nearest",
+    )  # fmt: skip
+    for start, end, phoneme in _runs(labels):
+        row = int(np.flatnonzero(heard == phoneme)[0])
+        times = [start * FRAME_MS / 1000, end * FRAME_MS / 1000]
+        axes.plot(times, [row + 0.5] * 2, color=TRUTH, linewidth=1.2, solid_capstyle="butt")
+    axes.set_yticks(range(len(heard)), [names[x] for x in heard], fontsize=6)
+    axes.set_ylabel("probability\n(underlined: the truth)")
+
+
+def _transcripts(axes: Axes, run: Run) -> None:
+    """The truth, and what is most likely at each frame."""
+    names = [*run.summary["phonemes"], ""]  # of CTC's blank none
+    found = run.trial["probabilities"].argmax(-1)
+    for row, (labels, colour) in enumerate(((run.trial["labels"], TRUTH), (found, "black"))):
+        for start, end, phoneme in _runs(labels):
+            if not names[phoneme]:
+                continue
+            times = np.array([start, end]) * FRAME_MS / 1000
+            axes.plot(times, [row + 0.35] * 2, color=colour, linewidth=1.5, solid_capstyle="butt")
+            if end - start >= 3 or run.config["task"] == "ctc":
+                axes.text(
+                    times.mean(), row, names[phoneme], ha="center", va="center", fontsize=6,
+                    color=colour,
+                )  # fmt: skip
+    axes.set(ylim=(1.6, -0.5), yticks=(0, 1), yticklabels=("true", "output"))
+
+
+def _runs(labels: np.ndarray) -> list[tuple[int, int, int]]:
+    """First frame, the frame behind the last, and the label of each run of one label."""
+    starts = np.flatnonzero(np.insert(labels[1:] != labels[:-1], 0, True))
+    return [
+        (int(start), int(end), int(labels[start]))
+        for start, end in zip(starts, [*starts[1:], len(labels)], strict=True)
+    ]
+
+
+def _errors(axes: Axes, runs: Sequence[Run], baselines: Sequence[Path]) -> None:
+    """A row for each kind of network and each rule, of all of their seeds."""
+    task, rows = runs[0].config["task"], {}
+    for cell, name in CELLS.items():
+        of_cell = [run for run in runs if run.config["cell"] == cell]
+        for run in comparable(of_cell, order=ORDER, may_differ=(*MAY_DIFFER, "frozen")):
+            rows[f"{name}, {NAMES[run.learner]}"] = (
+                run.summary["test_error"], COLOURS[run.learner],
+            )  # fmt: skip
+    for folder in baselines if task == "framewise" else ():
+        errors = json.loads((folder / "summary.json").read_text())["test_error"]
+        rows |= {name.replace("_", " "): ([error], "0.5") for name, error in errors.items()}
+    plotting.seeds(axes, rows)
+    axes.set_xlim(0, None)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel(f"{TASKS[task]} of test sentences that are wrong")
+    letter, seeds = "bc"[list(TASKS).index(task)], min(len(run.rows) for run in runs)
+    axes.set_title(f"{letter}   {task if task == 'framewise' else 'CTC'}: {plotting.mean_of(seeds)}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    folders = finished.folders_of("experiments.phonemes", arguments)
+    baselines = finished.runs_of("experiments.phoneme_baselines")
+    print(draw(folders, folders[0].parent / "figure.png", baselines))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
