@@ -8,8 +8,8 @@ from jaxtyping import Float32, Int32
 
 from . import timit
 from .espeak import CACHE, Synthetic, synthesize
-from .features import Kind, Normalisation, extract, labels, normalisation
-from .recordings import Recordings, Utterance
+from .features import Kind, extract, labels, normalisation
+from .recordings import Recordings, Utterance, sha256
 
 
 class Sentence(NamedTuple):
@@ -39,7 +39,7 @@ class Corpus(NamedTuple):
     development: tuple[Sentence, ...]
     test: tuple[Sentence, ...]
     settings: dict[str, Any]
-    """What a run's configuration records of the data: kind, features, sizes, hash of the audio."""
+    """What a run's configuration records of the data: which, its features, its SHA-256."""
 
 
 def load(
@@ -73,7 +73,7 @@ def prepare(recordings: Recordings, features: Kind) -> Corpus:
         )
         for part, of_part in zip(sets, extracted, strict=True)
     ]
-    settings = recordings.settings | {"features": features}
+    settings = recordings.settings | {"features": features, "sha256": sha256(recordings)}
     return Corpus(phonemes, scored, folded, *sentences, settings=settings)
 
 

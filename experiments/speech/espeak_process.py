@@ -54,7 +54,9 @@ class Speaker:
             SYNCHRONOUS, 0, str(self.data).encode(), PHONEME_EVENTS | DO_NOT_EXIT
         )
         if self.rate <= 0:
-            raise SystemExit(f"eSpeak NG found no data in {self.data}: install espeakng-loader again")
+            raise SystemExit(
+                f"eSpeak NG found no data in {self.data}: install espeakng-loader again"
+            )
         self.callback = Callback(self._collect)  # kept: the library calls it later
         self.library.espeak_SetSynthCallback(self.callback)
         self.library.espeak_Info.restype = ctypes.c_char_p

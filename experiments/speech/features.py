@@ -5,7 +5,7 @@ samples), of which frame t covers the samples from 160 t to before 160 t + 400. 
 by their differences Δ[t] = v[t+1] - v[t-1] and by the differences of those.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32
@@ -110,13 +110,13 @@ def normalisation(features: list[Float32[np.ndarray, "frames n_features"]]) -> N
     (constant,) = np.nonzero(~(deviation > 0))
     if len(constant):
         raise ValueError(
-            f"features {constant.tolist()} are the same in all {len(frames)} frames of the training "
-            f"set, or not finite: is its audio silent?"
+            f"features {constant.tolist()} are the same in all {len(frames)} frames of the "
+            f"training set, or not finite: is its audio silent?"
         )
     return Normalisation(mean, deviation)
 
 
-def _kaldi():
+def _kaldi() -> Any:
     try:
         import kaldi_native_fbank
     except ImportError:

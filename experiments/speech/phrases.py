@@ -68,19 +68,20 @@ TRAIN = _phrases(
     she {verb} her {noun}, and he {verb} his {adjective} {noun} {adverb}.
     """,
     noun="""
-    garden river window teacher mountain dog pocket engine letter bottle farmer yellowhammer button
+    garden river window teacher mountain dog pocket engine letter bottle farmer button
     camel kitchen doctor shadow island blanket wheel feather hammer mirror castle journey kettle
     ladder monkey needle ocean pencil rabbit saddle table uncle valley wagon zebra apple basket
     candle dolphin elbow forest guitar helmet insect jacket key lemon market nurse onion painter
     queen road sailor tailor vase whistle yard zipper boat chair door eagle flower ghost hotel idea
     jewel king lamp measure mouth neighbour orange parrot question robot song tooth view
-    tower potato village bird cow shop toy coin voice moon spoon cook book shirt church jar bridge
+    tower potato village bird cow shop toy coin voice moon spoon cook book shirt jar wing spring
+    decision collision garage ring wool beer pier
     """,
     adjective="""
     happy quiet yellow broken golden heavy narrow clever hungry gentle frozen purple wooden modern
     careful noisy shiny tiny ugly warm young zealous brave cheap dark early fresh green hollow
     icy jolly kind loose muddy nervous open poor quick round soft thick usual various wild royal
-    thirsty smooth other shy wet odd rude third
+    thirsty smooth other shy wet odd rude third casual weird long
     """,
     verb="""
     carried watched followed painted measured borrowed visited chased lifted pushed pulled
@@ -101,7 +102,7 @@ TRAIN = _phrases(
 
 DEVELOPMENT = _phrases(
     """
-    my {adjective} {noun} has {verb} {number} {nouns}.
+    my {adjective} {noun} {verb} almost {number} {nouns}.
     did {name} say where the {noun} and the {noun} are?
     this {noun} is as {adjective} as that {noun}, {name}.
     they {verb} {adverb} because of the {adjective} {nouns}.
@@ -112,13 +113,13 @@ DEVELOPMENT = _phrases(
     puzzle shovel meadow goose curtain statue leather earth noise beard chain vision yacht
     """,
     adjective="""
-    silver angry pleasant rural bitter humble royalist lazy white junior smart good weary crowded
+    silver angry pleasant rural bitter humble awkward lazy white junior smart good weary crowded
     foolish choosy northern sure
     """,
     verb="""
     cleaned pleased ruined destroyed welcomed gave shared hurried offered judged looked thanked
-    followed_up counted
-    """.replace("followed_up", "trusted"),
+    trusted counted
+    """,
     adverb="twice anywhere gladly below upstairs loudly",
     name="Arthur Fiona Joyce Ben Sheila Harvey Daisy Ethel",
     number="five ten twelve thirty",
@@ -144,10 +145,10 @@ TEST = _phrases(
     blue worthy annoyed jealous full sour deep rare
     """,
     verb="""
-    kissed cherished chosen doubted admired pushed_over written showed ignored beaten avoided
-    treasured mended stirred thought judged_by wished employed viewed
-    """.replace("pushed_over", "tasted").replace("judged_by", "jumped"),
-    adverb="never nowhere cheerfully perhaps rarely softly truly today thankfully",
+    kissed cherished chewed doubted admired tasted scrubbed shaped ignored bathed avoided
+    treasured mended stirred wrapped wished employed viewed
+    """,
+    adverb="seldom nowhere cheerfully perhaps rarely softly truly today thankfully",
     name="Edward Sophie Jonathan Martha Louise Gareth Chloe Vincent Yasmin",
     number="six eight fourteen twenty hundred",
 )

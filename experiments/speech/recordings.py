@@ -1,5 +1,6 @@
 """Speech as recorded: audio, and where in it each phoneme is heard."""
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -39,6 +40,18 @@ class Recordings(NamedTuple):
     test: tuple[Utterance, ...]
     settings: dict[str, Any]
     """What they are, as a run's configuration records it."""
+
+
+def sha256(recordings: Recordings) -> str:
+    """Of who says what in each set: names, audio and segments."""
+    found = hashlib.sha256()
+    for part in (recordings.train, recordings.development, recordings.test):
+        for utterance in part:
+            described = (utterance.name, utterance.speaker, *map(tuple, utterance.segments))
+            found.update(repr(described).encode())
+            found.update(utterance.audio.tobytes())
+        found.update(b"the end of a set")
+    return found.hexdigest()
 
 
 def check_segments(

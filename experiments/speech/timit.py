@@ -5,7 +5,7 @@ and SA2, which every speaker says, are left out.
 """
 
 import re
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,24 +29,28 @@ class Split(NamedTuple):
     """Of each speaker, SA1 and SA2 not counted."""
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 STANDARD = Split(
     train={
         **{"dr1": 38, "dr2": 76, "dr3": 76, "dr4": 68},
         **{"dr5": 70, "dr6": 35, "dr7": 77, "dr8": 22},
     },
-    development=tuple(
+    development=_names(
         """
         faks0 fdac1 fjem0 mgwt0 mjar0 mmdb1 mmdm2 mpdf0 fcmh0 fkms0 mbdg0 mbwm0 mcsh0 fadg0 fdms0
         fedw0 mgjf0 mglb0 mrtk0 mtaa0 mtdt0 mthc0 mwjg0 fnmr0 frew0 fsem0 mbns0 mmjr0 mdls0 mdlf0
         mdvc0 mers0 fmah0 fdrw0 mrcs0 mrjm4 fcal1 mmwh0 fjsj0 majc0 mjsw0 mreb0 fgjd0 fjmg0 mroa0
         mteb0 mjfc0 mrjr0 fmml0 mrws1
-        """.split()
+        """
     ),
-    test=tuple(
+    test=_names(
         """
         mdab0 mwbt0 felc0 mtas1 mwew0 fpas0 mjmp0 mlnt0 fpkt0 mlll0 mtls0 fjlm0
         mbpm0 mklt0 fnlp0 mcmj0 mjdh0 fmgd0 mgrt0 mnjm0 fdhc0 mjln0 mpam0 fmld0
-        """.split()
+        """
     ),
     sentences=8,
 )
@@ -64,51 +68,32 @@ def read(folder: Path, split: Split = STANDARD) -> Recordings:
     says, and where a file is damaged; it says which.
     """
     root = _root(folder)
-    train = _speakers(root, "train")
-    others = _speakers(root, "test")
-    problems = []
-    for region in sorted(split.train.keys() | {place.parent.name.lower() for place in train.values()}):
-        found = sum(place.parent.name.lower() == region for place in train.values())
-        wanted = split.train.get(region, 0)
-        if found != wanted:
-            problems.append(f"TRAIN/{region.upper()} has {found} speakers in place of {wanted}")
-    for name, wanted in (("development", split.development), ("core test", split.test)):
-        missing = [speaker for speaker in wanted if speaker not in others]
-        if missing:
-            problems.append(f"speakers of the {name} set are not under TEST: {', '.join(missing)}")
+    train, under_test = _speakers(root, "train"), _speakers(root, "test")
+    problems = _wrong_speakers(train, under_test, split)
     sets = [
-        {speaker: _sentences(place) for speaker, place in chosen.items()}
-        for chosen in (
-            train,
-            {speaker: others[speaker] for speaker in split.development if speaker in others},
-            {speaker: others[speaker] for speaker in split.test if speaker in others},
+        {speaker: _sentences(places[speaker]) for speaker in speakers if speaker in places}
+        for places, speakers in (
+            (train, train),
+            (under_test, split.development),
+            (under_test, split.test),
         )
     ]
     for speakers in sets:
-        for speaker, sentences in speakers.items():
-            if len(sentences) != split.sentences:
-                problems.append(
-                    f"{speaker} has {len(sentences)} sentences in place of {split.sentences} "
-                    f"({', '.join(sentences) or 'none'})"
-                )
-            for sentence, files in sentences.items():
-                lacking = [kind for kind in ("wav", "phn") if kind not in files]
-                if lacking:
-                    problems.append(f"{speaker} has no {sentence}.{lacking[0]}")
+        problems += _wrong_sentences(speakers, split.sentences)
     if problems:
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ValueError(
             f"{root} is not the whole of TIMIT: {'; '.join(problems[:10])}{more}. Copy it again "
             f"from the original"
         )
-    utterances = [
+    utterances = (
         tuple(
             _utterance(speaker, sentence, files)
             for speaker, sentences in speakers.items()
             for sentence, files in sentences.items()
         )
         for speakers in sets
-    ]
+    )
     return Recordings(TIMIT, *utterances, settings={"data": "TIMIT"})
 
 
@@ -140,8 +125,8 @@ def read_audio(path: Path) -> Float32[np.ndarray, " samples"]:
         raise ValueError(f"{path} has {info.channels} channels in place of one")
     if _is_cut_off(path, len(audio), info.extra_info):
         raise ValueError(
-            f"{path} is cut off: after {len(audio)} samples it ends before its header says. Copy it "
-            f"again from the original"
+            f"{path} is cut off: after {len(audio)} samples it ends before its header says. Copy "
+            f"it again from the original"
         )
     return audio[:, 0]
 
@@ -182,8 +167,8 @@ def _root(folder: Path) -> Path:
             return place
         place = below.get("timit", below.get("data"))
     raise ValueError(
-        f"{folder} is not TIMIT: there is no TRAIN and TEST in it, nor in a TIMIT or DATA below it. "
-        f"It has {sorted(path.name for path in folder.iterdir())[:10]}"
+        f"{folder} is not TIMIT: there is no TRAIN and TEST in it, nor in a TIMIT or DATA below "
+        f"it, but {sorted(path.name for path in folder.iterdir())[:10]}"
     )
 
 
@@ -195,6 +180,44 @@ def _speakers(root: Path, part: str) -> dict[str, Path]:
         if re.fullmatch(r"dr\d", region)
         for speaker, place in sorted(_folders(regional).items())
     }
+
+
+def _wrong_speakers(train: dict[str, Path], under_test: dict[str, Path], split: Split) -> list[str]:
+    """What is wrong with the speakers, in words."""
+    problems = []
+    regions = Counter(place.parent.name.lower() for place in train.values())
+    for region in sorted(split.train.keys() | regions):
+        if regions[region] != split.train.get(region, 0):
+            problems.append(
+                f"TRAIN/{region.upper()} has {regions[region]} speakers in place of "
+                f"{split.train.get(region, 0)}"
+            )
+    for name, speakers in (("development", split.development), ("core test", split.test)):
+        missing = [speaker for speaker in speakers if speaker not in under_test]
+        if missing:
+            problems.append(
+                f"{len(missing)} speakers of the {name} set are not under TEST: "
+                f"{', '.join(missing)}"
+            )
+    return problems
+
+
+def _wrong_sentences(speakers: dict[str, dict[str, dict[str, Path]]], count: int) -> list[str]:
+    """What is wrong with the sentences of a set, in words."""
+    problems = []
+    for speaker, sentences in speakers.items():
+        if len(sentences) != count:
+            problems.append(
+                f"{speaker} has {len(sentences)} sentences in place of {count}: "
+                f"{', '.join(sentences) or 'none'}"
+            )
+        for sentence, found in sentences.items():
+            problems += [
+                f"{speaker} has no {sentence}.{kind}"
+                for kind in ("wav", "phn")
+                if kind not in found
+            ]
+    return problems
 
 
 def _sentences(place: Path) -> dict[str, dict[str, Path]]:
@@ -209,11 +232,7 @@ def _sentences(place: Path) -> dict[str, dict[str, Path]]:
 
 
 def _folders(place: Path) -> dict[str, Path]:
-    return {path.name.lower(): path for path in _sorted_folders(place)}
-
-
-def _sorted_folders(place: Path) -> Iterator[Path]:
-    return (path for path in sorted(place.iterdir()) if path.is_dir())
+    return {path.name.lower(): path for path in sorted(place.iterdir()) if path.is_dir()}
 
 
 def _is_cut_off(path: Path, n_samples: int, found: str) -> bool:
