@@ -27,7 +27,7 @@ class Config:
     """What is heard, and how much of it at a time."""
 
     data: str = "synthetic"
-    """"synthetic", or the folder of TIMIT."""
+    """Speech by eSpeak NG, "synthetic", or the folder of TIMIT."""
     features: Kind = "filterbank"
     """What is heard of a frame: 123 numbers, or 39."""
     context: int = 5
@@ -57,9 +57,7 @@ def majority_error(train: Sequence[Sentence], test: Sequence[Sentence]) -> float
     return float(np.mean(np.concatenate([x.labels for x in test]) != counts.argmax()))
 
 
-def discriminant_error(
-    train: Sequence[Sentence], test: Sequence[Sentence], context: int
-) -> float:
+def discriminant_error(train: Sequence[Sentence], test: Sequence[Sentence], context: int) -> float:
     """Of the linear discriminant."""
     try:
         from sklearn.discriminant_analysis import LinearDiscriminantAnalysis

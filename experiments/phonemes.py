@@ -39,8 +39,8 @@ from .speech import decoding, objectives
 from .speech.batches import Batch, Shapes, batch_of, make_batches, outputs_of, shapes_of
 from .speech.corpus import Corpus, Sentence, load
 from .speech.features import HOP, Kind
-from .speech.recordings import RATE
 from .speech.recogniser import Recogniser, Rules, make_recogniser
+from .speech.recordings import RATE
 
 FRAME_S = HOP / RATE
 """From one frame to the next in s."""
@@ -67,7 +67,7 @@ class Config:
     seeds: tuple[int, ...] = (0,)
     """Of the weights, the feedback and the batches: a training for each."""
     data: str = "synthetic"
-    """"synthetic", or the folder of TIMIT."""
+    """Speech by eSpeak NG, "synthetic", or the folder of TIMIT."""
     features: Kind = "filterbank"
     """What a network sees of a frame: 123 numbers, or 39."""
 
@@ -147,9 +147,7 @@ class Config:
 
     @property
     def folder(self) -> Path:
-        return self.results / self.run.format(
-            task=self.task, cell=self.cell, learner=self.learner
-        )
+        return self.results / self.run.format(task=self.task, cell=self.cell, learner=self.learner)
 
 
 OF_LSTM = {"repeats": 1, "tau_readout": None, "rate_penalty": 0.0, "feedback_decay": 1e-3}
@@ -319,7 +317,10 @@ def trainable(config: Config, recogniser: Recogniser) -> Any:
     if not config.frozen:
         return everything
     nothing = jax.tree.map(lambda _: False, recogniser)
-    readout = lambda r: [r.bias, *(x.readout.weights for layer in r.networks for x in layer)]
+
+    def readout(r: Recogniser) -> list[Any]:
+        return [r.bias, *(x.readout.weights for x in itertools.chain(*r.networks))]
+
     return eqx.tree_at(readout, nothing, [True] * len(readout(recogniser)))
 
 
@@ -368,7 +369,7 @@ class Judge(NamedTuple):
     shapes: Shapes
 
     def errors(self, recogniser: Recogniser, sentences: Sequence[Sentence]) -> dict[str, float]:
-        """"frames" that are wrong; or phonemes by "greedy" decoding and by "beam" search."""
+        """Of `frames`; or of phonemes by `greedy` decoding and by `beam` search."""
         run = functools.partial(respond, recogniser)
         outputs = outputs_of(run, sentences, self.shapes, self.config.batch_size)
         if self.config.task == "framewise":

@@ -126,7 +126,8 @@ def _thresholds(axes: Axes, run: Run) -> None:
 
 
 def _signals(axes: Axes, run: Run) -> None:
-    signals = run.trial["learning_signal"][:, :: max(1, run.trial["learning_signal"].shape[1] // SHOWN)]
+    signals = run.trial["learning_signal"]
+    signals = signals[:, :: max(1, signals.shape[1] // SHOWN)]
     plotting.colour_map(
         axes, signals, FRAME_MS / 1000, "learning\nsignal $L_{t,j}$",
         limit=float(np.quantile(np.abs(signals), 0.99)),
@@ -193,8 +194,8 @@ def _errors(axes: Axes, runs: Sequence[Run], baselines: Sequence[Path]) -> None:
     axes.set_xlim(0, None)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel(f"{TASKS[task]} of test sentences that are wrong")
-    letter, seeds = "bc"[list(TASKS).index(task)], min(len(run.rows) for run in runs)
-    axes.set_title(f"{letter}   {task if task == 'framewise' else 'CTC'}: {plotting.mean_of(seeds)}")
+    seeds = plotting.mean_of(min(len(run.rows) for run in runs))
+    axes.set_title({"framewise": "b   Framewise", "ctc": "c   CTC"}[task] + f": {seeds}")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -5,12 +5,12 @@ phoneme or a blank, the last of its classes. A transcription is what is left of 
 repeats are merged and then blanks removed: "a a - a b" is "a a b".
 """
 
+import importlib
 from collections.abc import Sequence
+from typing import Any
 
-import fast_ctc_decode
 import numpy as np
 from jaxtyping import Float, Int
-from rapidfuzz.distance import Levenshtein
 
 Transcription = Int[np.ndarray, " n_phonemes"]
 
@@ -34,7 +34,8 @@ def beam(outputs: Float[np.ndarray, "frames n_classes"], size: int = 20) -> Tran
     # It wants probabilities, and the blank first.
     probabilities = np.roll(shifted / shifted.sum(-1, keepdims=True), 1, axis=-1)
     alphabet = [chr(FIRST + i) for i in range(probabilities.shape[-1])]
-    found, _ = fast_ctc_decode.beam_search(probabilities, alphabet, beam_size=size)
+    search = _installed("fast_ctc_decode", "Beam search is fast-ctc-decode's").beam_search
+    found, _ = search(probabilities, alphabet, beam_size=size)
     return np.array([ord(x) - FIRST - 1 for x in found], np.int64)
 
 
@@ -68,7 +69,10 @@ def phoneme_error(
         raise ValueError(
             f"no phoneme to be found in {len(pairs)} transcriptions: there is no error to speak of"
         )
-    return sum(Levenshtein.distance(x.tolist(), y.tolist()) for x, y in pairs) / length
+    distance = _installed(
+        "rapidfuzz.distance.Levenshtein", "The distance of transcriptions is RapidFuzz's"
+    ).distance
+    return sum(distance(x.tolist(), y.tolist()) for x, y in pairs) / length
 
 
 def frame_error(
@@ -78,3 +82,13 @@ def frame_error(
     """The fraction of all frames whose most likely phoneme is another than theirs."""
     wrong = [x.argmax(-1) != y for x, y in zip(outputs, labels, strict=True)]
     return float(np.concatenate(wrong).mean())
+
+
+def _installed(module: str, what: str) -> Any:
+    """The module; the end of the program where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise SystemExit(
+            f"{what}, which is not installed: write pip install 'eprop[speech]'"
+        ) from None

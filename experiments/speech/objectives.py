@@ -40,10 +40,9 @@ def ctc(
     """
     beyond = 1 - mask_of(lengths, len(outputs)).T.astype(outputs.dtype)
     beyond_phonemes = 1 - mask_of(n_phonemes, phonemes.shape[1]).T.astype(outputs.dtype)
+    by_utterance, blank = outputs.swapaxes(0, 1), outputs.shape[-1] - 1
     with jax.numpy_dtype_promotion("standard"):
-        of_each = optax.ctc_loss(
-            outputs.swapaxes(0, 1), beyond, phonemes, beyond_phonemes, blank_id=outputs.shape[-1] - 1
-        )
+        of_each = optax.ctc_loss(by_utterance, beyond, phonemes, beyond_phonemes, blank_id=blank)
     return of_each.mean()
 
 

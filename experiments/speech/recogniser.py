@@ -84,9 +84,7 @@ class Recogniser(eqx.Module):
     def _of_frames(self, x: Float[Array, "steps batch n"]) -> Float[Array, "frames batch n"]:
         return x.reshape(-1, self.repeats, *x.shape[1:]).mean(1)
 
-    def read(
-        self, drive: Float[Array, "frames batch n_out"]
-    ) -> Float[Array, "frames batch n_out"]:
+    def read(self, drive: Float[Array, "frames batch n_out"]) -> Float[Array, "frames batch n_out"]:
         """The outputs of all frames: logarithms of the classes' odds, but for a constant."""
         return leaky_filter(drive, self.kappa, jnp.zeros_like(drive[0])) + self.bias[None, None]
 
