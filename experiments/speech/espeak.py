@@ -67,7 +67,7 @@ VOICES = {
 }
 """Variants of eSpeak's voice for British English, without echo, which would fill the pauses."""
 
-_SYMBOLS = {
+SYMBOLS = {
     **{"a#": "@", "@2": "@", "@5": "@", "3": "@", "@L": "l", "I2": "I", "i": "i:", "aa": "a"},
     **{"A@": "A:", "O@": "O:", "o@": "O:", "i@3": "i@", "U@": "U", "aI@": "aI"},
     **{"r-": "r", ";": "j", "_": SILENCE, "_:": SILENCE},
@@ -80,7 +80,7 @@ sound they begin with."""
 def reduced(mnemonic: str) -> str:
     """The phoneme of an eSpeak mnemonic: without marks of stress, variants of one sound as one."""
     plain = mnemonic.lstrip("',%=")
-    return _SYMBOLS.get(plain, plain)
+    return SYMBOLS.get(plain, plain)
 
 
 def synthesize(settings: Synthetic, cache: Path = CACHE) -> Recordings:
@@ -89,16 +89,20 @@ def synthesize(settings: Synthetic, cache: Path = CACHE) -> Recordings:
     Raises `ValueError` where a file of the cache is damaged, and `SystemExit` where eSpeak is not
     installed.
     """
-    script = _script(settings)
-    key = hashlib.sha256(json.dumps([FORMAT, settings, script]).encode()).hexdigest()[:16]
-    path = cache / f"synthetic_{key}.npz"
+    path = cached(settings, cache)
     if not path.exists():
-        said = _record(script, settings)
+        said = _record(script(settings), settings)
         files.write_atomically(path, lambda file: np.savez(file, **said))
-    return _recordings(script, settings, path)
+    return _recordings(script(settings), settings, path)
 
 
-class _Line(NamedTuple):
+def cached(settings: Synthetic, cache: Path) -> Path:
+    """The file of the cache: another one for other settings, sentences or voices."""
+    text = json.dumps([FORMAT, settings, script(settings)])
+    return cache / f"synthetic_{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
+
+
+class Line(NamedTuple):
     """A sentence of the script, and how it is said."""
 
     part: str
@@ -112,8 +116,10 @@ class _Line(NamedTuple):
     """How far pitch varies, 0 to 99."""
 
 
-def _script(settings: Synthetic) -> list[_Line]:
+def script(settings: Synthetic) -> list[Line]:
     """What is said, in this order. Each set is drawn by itself, so its size is its own affair."""
+    if not math.isfinite(settings.noise_db):
+        raise ValueError(f"noise_db = {settings.noise_db} dB: write a finite number, such as 15")
     lines = []
     for i, (part, phrases) in enumerate(
         {"train": TRAIN, "development": DEVELOPMENT, "test": TEST}.items()
@@ -124,16 +130,16 @@ def _script(settings: Synthetic) -> list[_Line]:
             raise ValueError(f"{part} = {count} sentences: at least one is needed")
         for n, text in enumerate(compose(phrases, count, random)):
             rate, pitch, range_ = random.integers((140, 35, 30), (190, 66, 71)).tolist()
-            lines.append(_Line(part, voices[n % len(voices)], text, rate, pitch, range_))
+            lines.append(Line(part, voices[n % len(voices)], text, rate, pitch, range_))
     return lines
 
 
-def _record(script: Sequence[_Line], settings: Synthetic) -> dict[str, Any]:
+def _record(lines: Sequence[Line], settings: Synthetic) -> dict[str, Any]:
     """What the cache keeps: 16-bit audio at 16 kHz and segments of all, one after the other."""
-    said, audio, segments = _say(script), [], []
+    said, audio, segments = _say(lines), [], []
     rate = int(said["rate"])
     ends_of_audio, ends_of_events = np.cumsum(said["samples"]), np.cumsum(said["events"])
-    for n, (line, end, last) in enumerate(zip(script, ends_of_audio, ends_of_events, strict=True)):
+    for n, (line, end, last) in enumerate(zip(lines, ends_of_audio, ends_of_events, strict=True)):
         samples = said["audio"][end - said["samples"][n] : end]
         events = slice(last - said["events"][n], last)
         marks = said["positions"][events].tolist()
@@ -159,13 +165,13 @@ def _record(script: Sequence[_Line], settings: Synthetic) -> dict[str, Any]:
     return kept | {"sha256": _sha256_of(kept)}
 
 
-def _recordings(script: Sequence[_Line], settings: Synthetic, path: Path) -> Recordings:
+def _recordings(lines: Sequence[Line], settings: Synthetic, path: Path) -> Recordings:
     """What a file of the cache holds."""
     kept = _load(path)
     sets: dict[str, list[Utterance]] = {part: [] for part in VOICES}
     audio = np.split(kept["audio"], np.cumsum(kept["samples"])[:-1])
     rows = np.split(kept["segments"], np.cumsum(kept["counts"])[:-1])
-    for n, (line, samples, marks) in enumerate(zip(script, audio, rows, strict=True)):
+    for n, (line, samples, marks) in enumerate(zip(lines, audio, rows, strict=True)):
         segments = tuple(Segment(a, b, SYNTHETIC.phonemes[i]) for a, b, i in marks.tolist())
         scaled = samples.astype(np.float32) / 32768
         sets[line.part].append(Utterance(f"{line.part}_{n}", line.voice, scaled, segments))
@@ -176,8 +182,8 @@ def _recordings(script: Sequence[_Line], settings: Synthetic, path: Path) -> Rec
 def _load(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file of the cache, if they are those that were kept."""
     try:
-        with np.load(path) as file:
-            kept = dict(file)
+        with open(path, "rb") as file, np.load(file) as arrays:
+            kept = dict(arrays)
         promised = str(kept.pop("sha256"))
     except Exception:  # a damaged archive fails in many ways
         kept, promised = {}, None
@@ -186,7 +192,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     return kept
 
 
-def _say(script: Sequence[_Line]) -> dict[str, np.ndarray]:
+def _say(lines: Sequence[Line]) -> dict[str, np.ndarray]:
     """What `espeak_process` writes."""
     if importlib.util.find_spec("espeakng_loader") is None:
         raise SystemExit(
@@ -194,8 +200,8 @@ def _say(script: Sequence[_Line]) -> dict[str, np.ndarray]:
             "write pip install 'eprop[speech]'"
         )
     requests = [
-        {"voice": f"gmw/en+{line.voice}", **{k: getattr(line, k) for k in _Line._fields[2:]}}
-        for line in script
+        {"voice": f"gmw/en+{line.voice}", **{k: getattr(line, k) for k in Line._fields[2:]}}
+        for line in lines
     ]
     process = subprocess.run(
         [sys.executable, "-P", Path(__file__).with_name("espeak_process.py")],

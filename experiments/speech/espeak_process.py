@@ -1,6 +1,6 @@
 """Speaks sentences with eSpeak NG, in a process of its own: `espeak` starts it and says what.
 
-It imports nothing of this project. eSpeak NG, which comes with espeakng-loader, is under the GPL.
+A script, never imported; it imports nothing of this project. eSpeak NG, which comes with espeakng-loader, is under the GPL.
 Reads JSON from standard input: a list of `{"voice", "text", "rate", "pitch", "range"}`. Writes an
 .npz to standard output: the audio of all, the phoneme events with their positions, and the counts
 of each by sentence.
@@ -88,23 +88,18 @@ class Speaker:
         return np.concatenate(self.audio), self.events
 
 
-def main():
-    speaker = Speaker()
-    said = [speaker.say(**request) for request in json.load(sys.stdin)]
-    events = [event for _, of_one in said for event in of_one]
-    file = io.BytesIO()
-    np.savez(
-        file,
-        version=speaker.version,
-        rate=speaker.rate,
-        audio=np.concatenate([audio for audio, _ in said]),
-        samples=[len(audio) for audio, _ in said],
-        positions=[position for position, _ in events],
-        mnemonics=[mnemonic for _, mnemonic in events],
-        events=[len(of_one) for _, of_one in said],
-    )
-    sys.stdout.buffer.write(file.getvalue())
-
-
-if __name__ == "__main__":
-    main()
+speaker = Speaker()
+said = [speaker.say(**request) for request in json.load(sys.stdin)]
+events = [event for _, of_one in said for event in of_one]
+file = io.BytesIO()
+np.savez(
+    file,
+    version=speaker.version,
+    rate=speaker.rate,
+    audio=np.concatenate([audio for audio, _ in said]),
+    samples=[len(audio) for audio, _ in said],
+    positions=[position for position, _ in events],
+    mnemonics=[mnemonic for _, mnemonic in events],
+    events=[len(of_one) for _, of_one in said],
+)
+sys.stdout.buffer.write(file.getvalue())
