@@ -11,7 +11,7 @@ from eprop.files import read_rows
 from experiments import phoneme_baselines as baselines
 from experiments import phonemes as experiment
 from experiments.benchmarks import phoneme_gradient as benchmark
-from experiments.speech import batches
+from experiments.speech import batches, learning, settings
 from experiments.speech.corpus import Corpus, Sentence
 from figures import fig2_phonemes as figure
 from figures import finished
@@ -54,20 +54,20 @@ def few(monkeypatch):
 
 
 def small(folder, task="framewise", cell="lsnn", **changes):
-    settings = {
+    changes = {
         "n_lif": 4, "n_alif": 4, "n_lstm": 5, "repeats": 2, "batch_size": 4, "n_lengths": 1,
-        "epochs": 2, "results": folder, "seeds": (0, 3),
-    }  # fmt: skip
-    return dataclasses.replace(experiment.preset("default", task, cell), **settings | changes)
+        "epochs": 1, "results": folder, "seeds": (3,),
+    } | changes  # fmt: skip
+    return dataclasses.replace(settings.preset("default", task, cell), **changes)
 
 
-TWO_LAYERS = {"layers": 2, "seeds": (3,)}
+TWO_LAYERS = {"layers": 2}
 
 
 @pytest.mark.parametrize(
     ("task", "cell", "changes"),
     [
-        ("framewise", "lsnn", {}),
+        ("framewise", "lsnn", {"seeds": (0, 3), "epochs": 2}),
         ("framewise", "lstm", {"rule": "bptt", "repeats": 1}),
         ("framewise", "lsnn", {"frozen": True, "bidirectional": False}),
         ("ctc", "lsnn", TWO_LAYERS | {"feedback": "symmetric", "dropout": 0.3}),
@@ -82,7 +82,7 @@ def test_every_kind_of_run_leaves_whole_results(tmp_path, task, cell, changes):
     assert all(0 <= error < 3 for error in summary["test_error"])
     for seed, audio in zip(config.seeds, summary["audio_seconds"], strict=True):
         rows = read_rows(config.folder / f"seed{seed}" / "metrics.jsonl")
-        assert ["development_error" in row for row in rows] == [False, False, True] * 2
+        assert ["development_error" in row for row in rows] == [False, False, True] * config.epochs
         assert audio == pytest.approx(sum(row["audio_seconds"] for row in rows))
         best = min(row["development_error"] for row in rows if "development_error" in row)
         assert best == pytest.approx(summary["development_error"][config.seeds.index(seed)])
@@ -92,8 +92,8 @@ def test_every_kind_of_run_leaves_whole_results(tmp_path, task, cell, changes):
 def trained(config):
     """State and metrics after training, without a folder's."""
     batch, per_epoch = batches.make_batches(CORPUS.train, SHAPES, config.batch_size, 0)
-    step = jax.jit(experiment.make_step(config, 0, per_epoch))
-    state, rows = experiment.init(config, 0, CORPUS, per_epoch), []
+    step = jax.jit(learning.make_step(config, 0, per_epoch))
+    state, rows = learning.init(config, 0, CORPUS, per_epoch), []
     for iteration in range(1, config.epochs * per_epoch + 1):
         state, info = step(state, batch(iteration))
         rows.append(info)
@@ -115,7 +115,7 @@ def test_what_is_learned(tmp_path, task, cell):
     changes = {"feedback": "symmetric", "learning_rate": 2e-2, "rate_penalty": 0.0}
     sizes = {"n_lif": 12, "n_alif": 12, "n_lstm": 12, "tau_readout": None}
     config = small(tmp_path, task, cell, **changes, **sizes, epochs=30)
-    untrained = experiment.init(config, 0, CORPUS, 3)
+    untrained = learning.init(config, 0, CORPUS, 3)
     before, after = error(config, untrained), error(config, trained(config)[0])
     assert after < 0.25 and before > 0.5
 
@@ -123,7 +123,7 @@ def test_what_is_learned(tmp_path, task, cell):
 def test_the_rule_is_what_differs(tmp_path):
     after = {}
     for changes in ({"feedback": "random"}, {"feedback": "symmetric"}, {"rule": "bptt"}):
-        config = small(tmp_path, epochs=1, batch_size=10, **changes)
+        config = small(tmp_path, batch_size=10, **changes)
         after[config.learner] = trained(config)[0].recogniser
     for direction in (0, 1):
         networks = [model.networks[0][direction] for model in after.values()]
@@ -134,7 +134,7 @@ def test_the_rule_is_what_differs(tmp_path):
 
 def test_frozen_networks_stay_as_they_are(tmp_path):
     config = small(tmp_path, frozen=True)
-    before, after = experiment.init(config, 0, CORPUS, 3).recogniser, trained(config)[0].recogniser
+    before, after = learning.init(config, 0, CORPUS, 3).recogniser, trained(config)[0].recogniser
     for x, y in zip(before.networks[0], after.networks[0], strict=True):
         jax.tree.map(np.testing.assert_array_equal, x.layers, y.layers)
         assert np.abs(x.w_out - y.w_out).max() > 1e-3
@@ -222,7 +222,7 @@ class TestSettings:
     )
     def test_learning_rates(self, tmp_path, changes, iteration, rate):
         config = small(tmp_path, learning_rate=0.1, l2=0.0, **changes)
-        optimizer = experiment.make_optimizer(config, per_epoch=30)
+        optimizer = learning.make_optimizer(config, per_epoch=30)
         state, weight = optimizer.init(np.ones(())), np.ones(())
         with jax.numpy_dtype_promotion("standard"):
             for _ in range(iteration + 1):  # of gradients that stay, Adam's step is the rate
@@ -255,7 +255,7 @@ class TestFigure:
             ("framewise", "lsnn", {"rule": "bptt"}),
             ("ctc", "lstm", {}),
         ):
-            experiment.run(small(results, task, cell, seeds=(0,), **changes), progress=False)
+            experiment.run(small(results, task, cell, **changes), progress=False)
         monkeypatch.chdir(tmp_path)
         baselines.main([])
         capsys.readouterr()
@@ -289,9 +289,8 @@ def test_command(tmp_path, monkeypatch, capsys):
 class TestBenchmark:
     @pytest.mark.parametrize(("task", "cell"), [("framewise", "lsnn"), ("ctc", "lstm")])
     def test_measures_each_rule(self, tmp_path, monkeypatch, capsys, task, cell):
-        monkeypatch.setattr(
-            experiment, "preset", lambda name, *of: small(tmp_path, *of, batch_size=3)
-        )
+        few = small(tmp_path, task, cell, batch_size=3)
+        monkeypatch.setattr(settings, "preset", lambda *_: few)
         arguments = ["--task", task, "--cell", cell, "--frames", "12", "--rounds", "1"]
         assert benchmark.main([*arguments, "--results", str(tmp_path)]) == 0
         assert "epoch of TIMIT" in capsys.readouterr().out

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import tyro
 
-from .. import phonemes
 from ..runs import RunFolder
+from ..speech import learning, settings
 from ..speech.batches import Batch
 from . import machine, time_in_turn
 
@@ -38,9 +38,9 @@ class Config:
 
     preset: Literal["default", "reference"] = "reference"
     """Sizes and settings."""
-    task: phonemes.Task = "framewise"
+    task: settings.Task = "framewise"
     """Each frame's phoneme, or the sequence of phonemes."""
-    cell: phonemes.Cell = "lsnn"
+    cell: settings.Cell = "lsnn"
     """Spiking neurons, or LSTM units."""
     frames: int = FRAMES
     """Length of a sentence."""
@@ -70,10 +70,10 @@ def make_batch(config: Config, batch_size: int) -> Batch:
     )
 
 
-def make_gradient(config: phonemes.Config, batch: Batch):
+def make_gradient(config: settings.Config, batch: Batch):
     """A function that computes one, of weights as they are drawn."""
-    recogniser = phonemes.make_network(config, 0, N_FEATURES, N_PHONEMES)
-    rules, loss = phonemes.make_rules(config, 0, recogniser), phonemes.make_loss(config)
+    recogniser = learning.make_network(config, 0, N_FEATURES, N_PHONEMES)
+    rules, loss = learning.make_rules(config, 0, recogniser), learning.make_loss(config)
     key = jax.random.key(0) if config.dropout > 0 else None
 
     @eqx.filter_jit
@@ -85,7 +85,7 @@ def make_gradient(config: phonemes.Config, batch: Batch):
 
 def measure(config: Config) -> dict[str, Any]:
     """Times by rule."""
-    preset = phonemes.preset(config.preset, config.task, config.cell)
+    preset = settings.preset(config.preset, config.task, config.cell)
     batch = make_batch(config, config.batch_size or preset.batch_size)
     programs = {
         name: make_gradient(dataclasses.replace(preset, **changes), batch)

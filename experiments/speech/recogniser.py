@@ -7,8 +7,8 @@ each. So each network is told of the error by its own rule, and what is around i
 and the mean and the filter behind the readouts, is plain JAX.
 """
 
+import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -65,7 +65,7 @@ class Recogniser(eqx.Module):
         `rules` say how it is differentiated, `eprop.BPTT()` by default; `key` is for dropout.
         """
         below, steps = jnp.repeat(features, self.repeats, axis=0), lengths * self.repeats
-        below, total, activity = below.astype(self.bias.dtype), 0.0, []
+        below, drives, activity = below.astype(self.bias.dtype), [], []
         for i, layer in enumerate(self.networks):
             runs, heard = [], []
             for j, network in enumerate(layer):
@@ -73,13 +73,13 @@ class Recogniser(eqx.Module):
                 rule = eprop.BPTT() if rules is None else rules[i][j]
                 own_key = None if key is None else jax.random.fold_in(key, 2 * i + j)
                 run = network(turned(below, steps), rule, key=own_key)
-                total = total + self._of_frames(turned(run.outputs, steps))
+                drives.append(self._of_frames(turned(run.outputs, steps)))
                 heard.append(turned(run.spikes, steps))
                 runs.append(run)
             below = jnp.concatenate(heard, axis=-1)
             below = below if self.passes_errors else jax.lax.stop_gradient(below)
             activity.append(tuple(runs))
-        return Response(jnp.asarray(total), tuple(activity))
+        return Response(functools.reduce(jnp.add, drives), tuple(activity))
 
     def _of_frames(self, x: Float[Array, "steps batch n"]) -> Float[Array, "frames batch n"]:
         return x.reshape(-1, self.repeats, *x.shape[1:]).mean(1)
@@ -117,7 +117,7 @@ def reverse(
 
 
 def make_recogniser(
-    cells: Callable[[], Any],
+    cells: Any,
     *,
     n_features: int,
     n_out: int,
@@ -131,7 +131,7 @@ def make_recogniser(
 ) -> Recogniser:
     """**Arguments:**
 
-    - `cells`: a function that gives the neurons of a layer in one direction.
+    - `cells`: the neurons of a layer in one direction, a cell or several.
     - `n_features`, `n_out`: numbers of inputs and of classes.
     - `repeats`: time steps that each frame is shown for.
     - `tau_readout`: time constant of the readout in frames, `None` for no leak: κ = e^(-1/τ).
@@ -143,7 +143,7 @@ def make_recogniser(
     for i in range(n_layers):
         layer = tuple(
             eprop.Network(
-                cells(),
+                cells,
                 n_in=n_in,
                 n_out=n_out,
                 tau_out=None,
