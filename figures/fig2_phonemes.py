@@ -126,13 +126,14 @@ def _thresholds(axes: Axes, run: Run) -> None:
 
 
 def _signals(axes: Axes, run: Run) -> None:
-    signals = run.trial["learning_signal"]
-    signals = signals[:, :: max(1, signals.shape[1] // SHOWN)]
+    signals, repeats = run.trial["learning_signal"], run.config["repeats"]
+    some = signals[:, :: max(1, signals.shape[1] // SHOWN)]
+    of_steps = np.repeat(some, repeats, axis=0)
     plotting.colour_map(
-        axes, signals, FRAME_MS / 1000, "learning\nsignal $L_{t,j}$",
-        limit=float(np.quantile(np.abs(signals), 0.99)),
+        axes, of_steps, FRAME_MS / repeats / 1000, "learning\nsignal $L_{t,j}$",
+        limit=float(np.quantile(np.abs(some), 0.99)),
     )  # fmt: skip
-    axes.set_ylabel("neurons")
+    axes.set(ylabel=f"{some.shape[1]} of {signals.shape[1]}\nneurons", yticks=())
 
 
 def _probabilities(axes: Axes, run: Run) -> None:
@@ -159,7 +160,7 @@ def _transcripts(axes: Axes, run: Run) -> None:
         for start, end, phoneme in _runs(labels):
             if not names[phoneme]:
                 continue
-            times = np.array([start, end]) * FRAME_MS / 1000
+            times = np.array([start + 0.2, end - 0.2]) * FRAME_MS / 1000
             axes.plot(times, [row + 0.35] * 2, color=colour, linewidth=1.5, solid_capstyle="butt")
             if end - start >= 3 or run.config["task"] == "ctc":
                 axes.text(
@@ -194,8 +195,8 @@ def _errors(axes: Axes, runs: Sequence[Run], baselines: Sequence[Path]) -> None:
     axes.set_xlim(0, None)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel(f"{TASKS[task]} of test sentences that are wrong")
-    seeds = plotting.mean_of(min(len(run.rows) for run in runs))
-    axes.set_title({"framewise": "b   Framewise", "ctc": "c   CTC"}[task] + f": {seeds}")
+    title = {"framewise": "b   Framewise", "ctc": "c   CTC"}[task]
+    axes.set_title(f"{title}: a dot for each seed, a bar at their mean")
 
 
 def main(arguments: Sequence[str]) -> None:
