@@ -180,6 +180,12 @@ def test_adaptive_feedback_learns_what_the_readout_learns():
     assert_close(after.bias, model.bias + 0.5, 1e-12)
 
 
+@pytest.mark.parametrize("name", ["n_layers", "repeats"])
+def test_there_is_one_at_least(name):
+    with pytest.raises(ValueError, match=rf"{name} = 0"):
+        recogniser(**{name: 0})
+
+
 def test_dropout_is_drawn_by_the_key():
     model = recogniser(n_layers=2, dropout=eprop.Dropout(0.3))
     plain, one, again, other = (

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 import eprop
+from eprop import checks
 from eprop.sequences import leaky_filter
 
 Rules = tuple[tuple[eprop.AbstractRule, ...], ...]
@@ -140,7 +141,8 @@ def make_recogniser(
     Readout weights are drawn from N(0, 1) / √n_out.
     """
     n_directions, networks, n_in = 1 + bidirectional, [], n_features
-    for i in range(n_layers):
+    repeats = checks.positive_int("repeats", repeats)
+    for i in range(checks.positive_int("n_layers", n_layers)):
         layer = tuple(
             eprop.Network(
                 cells,
