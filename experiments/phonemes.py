@@ -152,9 +152,9 @@ def record_trial(config: Config, state: State, corpus: Corpus, shapes: Shapes) -
         "activity": run.spikes[: n * config.repeats, 0],
         "learning_signal": signals[:n, 0],
     }
-    if config.cell == "lstm":
+    if config.cell == "lstm" or config.n_alif == 0:
         return trial
-    adapting = np.arange(config.n_lif + config.n_alif)[config.n_lif if config.n_alif else 0 :]
+    adapting = config.n_lif + np.arange(config.n_alif)
     busy = adapting[np.argsort(-trial["activity"][:, adapting].sum(0))[:3]]
     thresholds = config.v_th + config.beta * run.states.a[: n * config.repeats, 0, busy]
     return {**trial, "neurons": busy, "thresholds": thresholds}

@@ -59,10 +59,9 @@ def _place(run: Run) -> tuple[int, int, bool, int]:
 
 def _sentence(figure: SubFigure, run: Run) -> None:
     """In panels that share their time axis."""
-    spiking = run.config["cell"] == "lsnn"
     heights = {_spectrogram: 1.2, _activity: 2.2, _thresholds: 0.8, _signals: 1.2}
     heights |= {_probabilities: 2.2, _transcripts: 0.5}
-    if not spiking:
+    if "thresholds" not in run.trial:
         del heights[_thresholds]
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=list(heights.values()))
     for axes, panel in zip(panels, heights, strict=True):
