@@ -105,7 +105,7 @@ def normalisation(features: list[Float32[np.ndarray, "frames n_features"]]) -> N
 
     Raises `ValueError` for a feature that is the same in all of them.
     """
-    frames = np.concatenate(features).astype(np.float64)
+    frames = np.concatenate(features, dtype=np.float64)
     mean, deviation = frames.mean(0), frames.std(0)
     (constant,) = np.nonzero(~(deviation > 0))
     if len(constant):
