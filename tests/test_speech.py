@@ -292,6 +292,17 @@ class TestTimit:
         assert sentence.name == "ftra0_sx12" and len(sentence.phonemes) == 2
         assert len(sentence.labels) == len(sentence.features) == len(range(360, 4000, 160))
 
+    @pytest.mark.parametrize(
+        ("n_samples", "lines", "text"),
+        [(390, "0 390 h#\n", "the 0 frames of its 390"), (7040, "0 200 h#\n", "the 42 frames")],
+    )
+    def test_utterances_without_frames_are_refused(self, tree, n_samples, lines, text):
+        samples = miniature_timit.audio("MTST0", "SX12")[:n_samples]
+        (tree / "TEST/DR3/MTST0/SX12.WAV").write_bytes(miniature_timit.sphere(samples))
+        (tree / "TEST/DR3/MTST0/SX12.PHN").write_text(lines)
+        with pytest.raises(ValueError, match=rf"mtst0_sx12 is too short: none of {text}"):
+            corpus.prepare(timit.read(tree, SPLIT), "mfcc")
+
 
 MISSING = [
     ("TRAIN/DR2/MTRB0", r"TRAIN/DR2 has 0 speakers in place of 1"),

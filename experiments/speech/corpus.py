@@ -1,5 +1,6 @@
 """Speech as networks see it: features, the phoneme at each frame, and the transcription."""
 
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ from jaxtyping import Float32, Int32
 
 from . import timit
 from .espeak import CACHE, Synthetic, synthesize
-from .features import Kind, extract, labels, normalisation
+from .features import Kind, extract, labels, n_frames, normalisation
 from .recordings import Recordings, Utterance, sha256
 
 
@@ -61,11 +62,21 @@ def load(
 
 
 def prepare(recordings: Recordings, features: Kind) -> Corpus:
-    """Recordings as networks see them."""
+    """Recordings as networks see them.
+
+    Raises `ValueError` for an utterance that has no frame with a phoneme at its centre.
+    """
     sets = (recordings.train, recordings.development, recordings.test)
+    phonemes, scored, folded = recordings.phonemes
+    for utterance in itertools.chain(*sets):
+        frames = n_frames(len(utterance.audio))
+        if len(labels(utterance.segments, phonemes, frames)[1]) == 0:
+            raise ValueError(
+                f"{utterance.name} is too short: none of the {frames} frames of its "
+                f"{len(utterance.audio)} samples has a phoneme at its centre"
+            )
     extracted = [[extract(utterance.audio, features) for utterance in part] for part in sets]
     normalise = normalisation(extracted[0])
-    phonemes, scored, folded = recordings.phonemes
     sentences = [
         tuple(
             _sentence(utterance, normalise(values), phonemes)

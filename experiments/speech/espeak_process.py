@@ -1,6 +1,7 @@
 """Speaks sentences with eSpeak NG, in a process of its own: `espeak` starts it and says what.
 
-A script, never imported; it imports nothing of this project. eSpeak NG, which comes with espeakng-loader, is under the GPL.
+A script, never imported; it imports nothing of this project. eSpeak NG, which comes with
+espeakng-loader, is under the GPL.
 Reads JSON from standard input: a list of `{"voice", "text", "rate", "pitch", "range"}`. Writes an
 .npz to standard output: the audio of all, the phoneme events with their positions, and the counts
 of each by sentence.
