@@ -85,8 +85,8 @@ class TestSets:
             assert not {line.text for line in script if line.part == part} & {
                 line.text for line in others
             }
-            assert not set(made_of[part].frames) & {
-                frame for other in SETS if other != part for frame in made_of[other].frames
+            assert not set(made_of[part].templates) & {
+                one for other in SETS if other != part for one in made_of[other].templates
             }
 
     def test_a_set_is_its_own_affair(self):
@@ -122,6 +122,16 @@ class TestFreshProcesses:
             cwd=Path(__file__).parents[1],
         )
         assert fresh.stdout.strip() == recordings.sha256(small)
+
+    def test_say_the_same_in_every_voice(self):
+        voices = [voice for part in SETS for voice in VOICES[part]]
+        lines = [espeak.Line("train", voice, "Who goes there?", 180, 50, 50) for voice in voices]
+        first, second = espeak.say(lines), espeak.say(lines)
+        assert len(set(voices)) == 36 and first.keys() == second.keys()
+        for name in first:
+            np.testing.assert_array_equal(first[name], second[name])
+        said = np.split(first["audio"], np.cumsum(first["samples"])[:-1])
+        assert len({audio.tobytes() for audio in said}) == 36
 
     def test_another_seed_is_other_speech(self, small, tmp_path):
         others = [espeak.synthesize(SMALL._replace(seed=1), tmp_path / name) for name in "ab"]

@@ -38,7 +38,7 @@ from .recordings import RATE, Recordings, Segment, Utterance, check_segments
 
 CACHE = Path("results/speech")
 """Where the audio is kept."""
-FORMAT = 1
+FORMAT = 2
 """Of a file there; another one whenever the same settings and sentences give other audio."""
 
 
@@ -136,7 +136,7 @@ def script(settings: Synthetic) -> list[Line]:
 
 def _record(lines: Sequence[Line], settings: Synthetic) -> dict[str, Any]:
     """What the cache keeps: 16-bit audio at 16 kHz and segments of all, one after the other."""
-    said, audio, segments = _say(lines), [], []
+    said, audio, segments = say(lines), [], []
     rate = int(said["rate"])
     ends_of_audio, ends_of_events = np.cumsum(said["samples"]), np.cumsum(said["events"])
     for n, (line, end, last) in enumerate(zip(lines, ends_of_audio, ends_of_events, strict=True)):
@@ -192,8 +192,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     return kept
 
 
-def _say(lines: Sequence[Line]) -> dict[str, np.ndarray]:
-    """What `espeak_process` writes."""
+def say(lines: Sequence[Line]) -> dict[str, np.ndarray]:
+    """What `espeak_process` writes: the audio and phoneme events of all lines."""
     if importlib.util.find_spec("espeakng_loader") is None:
         raise SystemExit(
             "Synthetic speech is eSpeak NG's, which is not installed: "

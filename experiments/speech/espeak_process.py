@@ -58,6 +58,8 @@ class Speaker:
             raise SystemExit(
                 f"eSpeak NG found no data in {self.data}: install espeakng-loader again"
             )
+        # Some voices have breath, which is noise; its seed would be the time.
+        self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))
         self.callback = Callback(self._collect)  # kept: the library calls it later
         self.library.espeak_SetSynthCallback(self.callback)
         self.library.espeak_Info.restype = ctypes.c_char_p

@@ -1,7 +1,7 @@
-"""Sentences to be spoken: words put into frames at random, other ones for training and for tests.
+"""Sentences to be spoken: words put into templates at random, other ones for each set.
 
-Each set has words and frames of its own and shares only the frames' function words with the
-others, so that neither phrases nor vocabulary can be learnt by heart.
+Sets share only the templates' function words, so that neither phrases nor vocabulary can be learnt
+by heart.
 """
 
 import string
@@ -13,7 +13,7 @@ import numpy as np
 class Phrases(NamedTuple):
     """What the sentences of one set are made of."""
 
-    frames: tuple[str, ...]
+    templates: tuple[str, ...]
     """Sentences with places for words: {noun}, {nouns}, {adjective}, ..."""
     words: dict[str, tuple[str, ...]]
     """Words by the name of their place; those for "nouns" are the nouns with an s."""
@@ -26,11 +26,9 @@ def compose(phrases: Phrases, count: int, random: np.random.Generator) -> tuple[
     """
     found: dict[str, None] = {}
     for _ in range(10 * count):
+        found.setdefault(_sentence(phrases, random))
         if len(found) == count:
             return tuple(found)
-        found.setdefault(_sentence(phrases, random))
-    if len(found) == count:
-        return tuple(found)
     raise ValueError(
         f"{count} different sentences were asked for, but the words gave only {len(found)}: "
         f"ask for fewer, or add words"
@@ -38,9 +36,9 @@ def compose(phrases: Phrases, count: int, random: np.random.Generator) -> tuple[
 
 
 def _sentence(phrases: Phrases, random: np.random.Generator) -> str:
-    frame = phrases.frames[random.integers(len(phrases.frames))]
+    template = phrases.templates[random.integers(len(phrases.templates))]
     parts = []
-    for text, place, _, _ in string.Formatter().parse(frame):
+    for text, place, _, _ in string.Formatter().parse(template):
         parts.append(text)
         if place is not None:
             words = phrases.words["noun" if place == "nouns" else place]
@@ -49,8 +47,8 @@ def _sentence(phrases: Phrases, random: np.random.Generator) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
-def _phrases(frames: str, **words: str) -> Phrases:
-    lines = tuple(line.strip() for line in frames.strip().splitlines())
+def _phrases(templates: str, **words: str) -> Phrases:
+    lines = tuple(line.strip() for line in templates.strip().splitlines())
     return Phrases(lines, {place: tuple(of.split()) for place, of in words.items()})
 
 
