@@ -11,7 +11,7 @@ with two peculiarities:
   before its mark. What is silent before a phoneme is counted to it here.
 - A vowel is made in one piece with a nasal or liquid beside it. Its mark comes after the transition
   into it, some 20 ms into what can be heard as the vowel, and the mark of an l after it when most
-  of the l is over. Nothing says where else these begin, so they are left as they are.
+  of the l is over. eSpeak marks no other place, so these are left as they are.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class Synthetic(NamedTuple):
     test: int = 150
     """Sentences of the test set."""
     noise_db: float = 15.0
-    """Power of the speech over that of white noise in decibels."""
+    """Mean power of a sentence's speech over that of white noise in decibels."""
     seed: int = 0
     """Of phrases, ways of speaking, silences and noise."""
 
@@ -181,12 +181,13 @@ def _recordings(lines: Sequence[Line], settings: Synthetic, path: Path) -> Recor
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file of the cache, if they are those that were kept."""
-    try:
-        with open(path, "rb") as file, np.load(file) as arrays:
-            kept = dict(arrays)
-        promised = str(kept.pop("sha256"))
-    except Exception:  # a damaged archive fails in many ways
-        kept, promised = {}, None
+    with open(path, "rb") as file:
+        try:
+            with np.load(file) as arrays:
+                kept = dict(arrays)
+            promised = str(kept.pop("sha256"))
+        except Exception:  # a damaged archive fails in many ways
+            kept, promised = {}, None
     if _sha256_of(kept) != promised:
         raise ValueError(f"{path} is damaged: remove it, and the speech is synthesised again")
     return kept
