@@ -121,7 +121,8 @@ def _thresholds(axes: Axes, run: Run) -> None:
         axes.plot(time, line, dash, color=ALIF, linewidth=0.9, label=f"neuron {neuron + 1}")
     plotting.threshold(axes, run.config["v_th"], "$v_{th}$")
     axes.set(ylabel="threshold\n$v_{th} + βa$", ylim=(0, None))
-    axes.legend(loc="upper left", ncols=3, handlelength=2)
+    legend = axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2)
+    legend.set_in_layout(False)  # in the margin that the learning signal's scale makes
 
 
 def _signals(axes: Axes, run: Run) -> None:
