@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -13,15 +13,18 @@ from .corpus import Sentence
 
 
 class Batch(NamedTuple):
-    """Sentences side by side, with zeros behind the end of each."""
+    """Sentences side by side, with zeros behind the end of each.
 
-    features: Float[Array, "frames batch n_features"]
-    lengths: Int[Array, " batch"]
+    Arrays of NumPy where they are made, of JAX where they are learnt from.
+    """
+
+    features: Float[Any, "frames batch n_features"]
+    lengths: Int[Any, " batch"]
     """Frames of each sentence."""
-    labels: Int[Array, "frames batch"]
-    phonemes: Int[Array, "batch longest"]
+    labels: Int[Any, "frames batch"]
+    phonemes: Int[Any, "batch longest"]
     """The transcriptions."""
-    n_phonemes: Int[Array, " batch"]
+    n_phonemes: Int[Any, " batch"]
 
 
 class Shapes(NamedTuple):
@@ -92,7 +95,8 @@ def outputs_of(
     found = {}
     for begin in range(0, len(order), batch_size):
         chosen = order[begin : begin + batch_size]
-        filled = np.resize(chosen, batch_size)  # by repeating it: one size is one program
+        filled = np.resize(chosen, batch_size).tolist()  # by repeating it: one size is one program
         outputs = np.asarray(run(batch_of([sentences[i] for i in filled], shapes)))
-        found |= {i: outputs[: len(sentences[i].labels), j] for j, i in enumerate(chosen)}
+        for j, i in enumerate(chosen.tolist()):
+            found[i] = outputs[: len(sentences[i].labels), j]
     return [found[i] for i in range(len(sentences))]

@@ -89,7 +89,7 @@ class Recogniser(eqx.Module):
         """The outputs of all frames: logarithms of the classes' odds, but for a constant."""
         return leaky_filter(drive, self.kappa, jnp.zeros_like(drive[0])) + self.bias[None, None]
 
-    def updated(self, updates: "Recogniser", rules: Rules) -> tuple["Recogniser", Rules]:
+    def updated(self, updates: Any, rules: Rules) -> tuple["Recogniser", Rules]:
         """After an optimiser's updates, from which `eprop.AdaptiveFeedback` learns as well."""
         networks, new_rules = [], []
         for layer, of_layer, rules_of_layer in zip(

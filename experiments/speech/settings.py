@@ -159,6 +159,7 @@ PRESETS: dict[str, dict[tuple[Task, Cell], dict[str, Any]]] = {
 
 
 def preset(name: str, task: Task, cell: Cell) -> Config:
-    changes = PRESETS[name][task, cell]
-    run = {"run": "reference_{task}_{cell}_{learner}"} if name == "reference" else {}
-    return Config(task=task, cell=cell, **changes, **run)
+    changes = dict(PRESETS[name][task, cell])
+    if name != "default":
+        changes["run"] = name + "_{task}_{cell}_{learner}"
+    return Config(task=task, cell=cell, **changes)
