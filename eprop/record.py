@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from .layer import Layer, LayerState
 from .sequences import Blocks, block_length, join
+from .synapses import Convolution
 
 BLOCK_BYTES = 2**21
 """About how large a float array over the steps of a block, the batch and the neurons may be.
@@ -26,6 +27,10 @@ GPU_BLOCK_BYTES = 2**25
 
 EXAMPLE_BYTES = 2**18
 """The same for one example, which compiled programs go through by itself."""
+
+CONVOLVED_BYTES = 2**25
+"""The same of a layer with convolutions: those in a loop over blocks take XLA several times as long
+as one outside of it."""
 
 
 class Block(NamedTuple):
@@ -68,6 +73,8 @@ def block_steps(layers: Sequence[Layer], n_steps: int, batch: int, *, for_gpu: b
         if for_gpu:
             return max(GPU_BLOCK_BYTES // step_bytes, gradient_bytes // step_bytes)
         within = min(BLOCK_BYTES // step_bytes, EXAMPLE_BYTES // example_bytes)
+        if any(isinstance(synapses, Convolution) for synapses in layer.kinds.values()):
+            within = CONVOLVED_BYTES // step_bytes
         return max(within, gradient_bytes // step_bytes)
 
     delays = [int(steps.max()) for layer in layers for steps in layer.delays.values()]

@@ -8,7 +8,7 @@ What is opened is labels, and where to find the rest; events are read when they 
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -51,9 +51,12 @@ class Recordings(NamedTuple):
 def open_spoken(path: Path, n_classes: int) -> Recordings:
     """A file of the Spiking Heidelberg Digits (20 classes) or Spiking Speech Commands (35).
 
-    HDF5: `labels`, and for each recording `spikes/times` in s and `spikes/units`. Source: B. Cramer,
-    Y. Stradmann, J. Schemmel, F. Zenke, "The Heidelberg spiking data sets for the systematic
-    evaluation of spiking neural networks", IEEE TNNLS 2022.
+    HDF5: `labels`, and for each recording `spikes/times` in s and `spikes/units`. Source: B.
+    Cramer, Y. Stradmann, J. Schemmel, F. Zenke, "The Heidelberg spiking data sets for the
+    systematic evaluation of spiking neural networks", IEEE TNNLS 2022.
+
+    The file stays open. Raises `FileNotFoundError` where there is none, `ValueError` for what is
+    damaged or doesn't fit.
     """
     try:
         import h5py
@@ -67,7 +70,8 @@ def open_spoken(path: Path, n_classes: int) -> Recordings:
         )
     try:
         file = h5py.File(path, "r")
-        times, units, labels = (file[name] for name in ("spikes/times", "spikes/units", "labels"))
+        names = ("spikes/times", "spikes/units", "labels")
+        times, units, labels = (cast(Any, file[name]) for name in names)
         labels = np.asarray(labels[()])
         sizes = {"spikes/times": len(times), "spikes/units": len(units), "labels": len(labels)}
     except (OSError, KeyError, AttributeError, TypeError) as error:
@@ -95,21 +99,23 @@ def open_spoken(path: Path, n_classes: int) -> Recordings:
 
 
 def open_event_images(folder: Path, polarity: Literal["apart", "merged"] = "apart") -> Recordings:
-    """A part of N-MNIST, `Train` or `Test`: a folder for each digit, with a file for each recording.
+    """A part of N-MNIST, `Train` or `Test`: a folder for each digit, a file for each recording.
 
     An event is 40 bits, the highest first: x (8), y (8), polarity (1), time in µs (23). Source:
     G. Orchard, A. Jayawant, G. K. Cohen, N. Thakor, "Converting static image datasets to spiking
     neuromorphic datasets using saccades", Frontiers in Neuroscience 2015.
 
-    **Arguments:** `polarity`: whether brighter and darker are features "apart", or "merged". Features
-    are numbered as a Convolution does: row by row, column by column, channel by channel.
+    **Arguments:** `polarity`: whether brighter and darker are features "apart", or "merged".
+    Features are numbered as a `Convolution` does: by rows, columns, channels.
+
+    Raises `FileNotFoundError` where there are no recordings.
     """
     classes = sorted(path for path in folder.glob("[0-9]") if path.is_dir())
     files = [path for of_class in classes for path in sorted(of_class.glob("*.bin"))]
     if not files:
         raise FileNotFoundError(
-            f"no recordings {folder}/0/*.bin to {folder}/9/*.bin: N-MNIST's Train.zip and Test.zip, "
-            f"to be unpacked, are at https://www.garrickorchard.com/datasets/n-mnist"
+            f"no recordings {folder}/0/*.bin to {folder}/9/*.bin: N-MNIST's Train.zip and "
+            f"Test.zip, to be unpacked, are at https://www.garrickorchard.com/datasets/n-mnist"
         )
     channels = 2 if polarity == "apart" else 1
 
@@ -139,7 +145,7 @@ def open_event_images(folder: Path, polarity: Literal["apart", "merged"] = "apar
 
 def read_batch(
     recordings: Recordings,
-    chosen: Sequence[int],
+    chosen: Sequence[int] | Int[np.ndarray, " batch"],
     *,
     dt: float,
     lengths: int | Sequence[int],
@@ -150,9 +156,7 @@ def read_batch(
     of the `lengths`, in steps, is cut off.
     """
     longest = lengths if isinstance(lengths, int) else max(lengths)
-    spikes = [
-        in_steps(recordings.read(int(i)), recordings.n_features, dt, longest) for i in chosen
-    ]
+    spikes = [in_steps(recordings.read(int(i)), recordings.n_features, dt, longest) for i in chosen]
     inputs, mask = eprop.pad(spikes, lengths)
     return inputs, recordings.labels[np.asarray(chosen)], mask
 
@@ -185,7 +189,7 @@ def _classes(path: Path, labels: Any, n_classes: int) -> Int[np.ndarray, " n"]:
         raise ValueError(f"{path} has labels of dtype {labels.dtype} and shape {labels.shape}")
     if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
         raise ValueError(
-            f"{path} has labels from {labels.min()} to {labels.max()}, but n_classes = {n_classes}: "
-            f"SHD has 20 classes, SSC 35"
+            f"{path} has labels from {labels.min()} to {labels.max()}, but n_classes = "
+            f"{n_classes}: SHD has 20 classes, SSC 35"
         )
     return labels.astype(np.int32)

@@ -14,7 +14,6 @@ A run can be interrupted at any time: the same command goes on from the last che
 import dataclasses
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 import eprop
 from eprop import losses
@@ -77,15 +76,17 @@ class Config:
     """Length of the refractory period in ms, the spike's step included."""
 
     image_ms: float = 10.0
-    """Time from the brightest pixel's spike to the darkest one's in ms; so long, and for the time to
-    answer, the current flows."""
+    """Time from the brightest pixel's spike to the darkest one's in ms; so long, and for the time
+    to answer, the current flows."""
     answer_ms: float = 6.0
     """Time after that in ms, in which the answer is read."""
     dt: float = 1.0
     """Time step in ms."""
 
     images: int = 55000
-    """To learn from; 5000 others watch learning."""
+    """To learn from."""
+    validation: int = 5000
+    """Others, to watch learning by."""
     batch_size: int = 50
     """Images per iteration; it divides `images`."""
     learning_rate: float = 3e-3
@@ -138,7 +139,7 @@ class Split(NamedTuple):
 
 
 def split(config: Config) -> Split:
-    """The last 5000 of the training images watch learning by the others."""
+    """The last of the training images watch learning by the first."""
     images, labels = load(config.data, "train")
     of_all, test = Images(images, labels), load(config.data, "test")
     for found in (of_all, test):
@@ -147,24 +148,32 @@ def split(config: Config) -> Split:
                 f"{config.data} has images of shape {found.images.shape[1:]} and labels up to "
                 f"{found.labels.max()}, but {(SIDE, SIDE)} and 0 to {N_CLASSES - 1} are needed"
             )
-    if config.images > len(images) - 5000 or config.images % config.batch_size:
+    at_most = len(images) - config.validation
+    if config.images > at_most or config.images % config.batch_size:
         raise ValueError(
-            f"images = {config.images} must be at most {len(images) - 5000}, and divisible by "
-            f"batch_size = {config.batch_size}"
+            f"images = {config.images} must be at most {at_most}, for {config.validation} of the "
+            f"{len(images)} are for validation, and divisible by batch_size = {config.batch_size}"
         )
-    first, last = slice(config.images), slice(-5000, None)
-    return Split(*(Images(images[part], labels[part]) for part in (first, last)), test)
+    first, last = (
+        Images(images[part], labels[part]) for part in (slice(config.images), slice(at_most, None))
+    )
+    return Split(first, last, test)
 
 
-def encode(config: Config, pixels: Shaped[Array, "batch n_in"]) -> Shaped[Array, "time batch n_in"]:
+def encode(config: Config, pixels: UInt8[Array, "batch n_in"]) -> Shaped[Array, "time batch n_in"]:
     """Images as currents or spikes, of their brightness from 0 to 255."""
     image, answer = config.steps
-    bright = pixels.astype(jnp.float32) / 255
+    bright = brightness(pixels)
     if config.encoding == "current":
         return jnp.broadcast_to(bright[None], (image + answer, *pixels.shape))
     times = jnp.round((1 - bright) * (image - 1)).astype(jnp.int32)
-    now = jnp.arange(image + answer)[:, None, None]
+    now = jnp.arange(image + answer, dtype=jnp.int32)[:, None, None]
     return (now == times[None]) & (pixels > 0)[None]
+
+
+def brightness(pixels: UInt8[Array, "..."]) -> Float[Array, "..."]:
+    """From 0 to 1."""
+    return pixels.astype(float) / 255
 
 
 def make_network(config: Config, seed: int) -> eprop.Network:
@@ -235,9 +244,7 @@ def scaled(network: eprop.Network, inputs: Array, rate_hz: float) -> eprop.Netwo
         return eqx.tree_at(
             lambda net: [layer.below.weights for layer in net.layers],
             network,
-            [
-                f * layer.below.weights for f, layer in zip(factors, network.layers, strict=True)
-            ],
+            [f * layer.below.weights for f, layer in zip(factors, network.layers, strict=True)],
         )
 
     rates = eqx.filter_jit(lambda factors: layer_rates(with_factors(factors), inputs))
@@ -267,7 +274,7 @@ def make_batches(config: Config, seed: int, images: Images) -> Callable[[int], A
     return lambda iteration: batch(pixels, labels, *divmod(iteration - 1, per_epoch))
 
 
-def as_arrays(images: Images) -> tuple[Shaped[Array, "n n_in"], Int[Array, " n"]]:
+def as_arrays(images: Images) -> tuple[UInt8[Array, "n n_in"], Int[Array, " n"]]:
     return jnp.asarray(images.images.reshape(len(images.images), -1)), jnp.asarray(images.labels)
 
 
@@ -326,15 +333,16 @@ def gradient_norms(
     )
 
 
-def linear_accuracy(images: Split, epochs: int = 20, batch_size: int = 500) -> float:
+def linear_accuracy(images: Split, epochs: int = 20, batch_size: int = 250) -> float:
     """Of softmax regression on the pixels, on the test images: what needs no hidden layer."""
     (pixels, labels), (test, truth) = as_arrays(images.train), as_arrays(images.test)
+    batch_size = min(batch_size, len(labels))
     n_batches = len(labels) // batch_size
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, epochs * n_batches))
 
     def logits(parameters, pixels):
         w, b = parameters
-        return pixels.astype(jnp.float32) / 255 @ w + b[None]
+        return brightness(pixels) @ w + b[None]
 
     def loss(parameters, pixels, labels):
         found = optax.softmax_cross_entropy_with_integer_labels(logits(parameters, pixels), labels)
@@ -343,7 +351,8 @@ def linear_accuracy(images: Split, epochs: int = 20, batch_size: int = 500) -> f
     def update(carry, chosen):
         parameters, state = carry
         gradients = jax.grad(loss)(parameters, pixels[chosen], labels[chosen])
-        updates, state = optimizer.update(gradients, state)
+        with jax.numpy_dtype_promotion("standard"):  # iterations are counted in integers
+            updates, state = optimizer.update(gradients, state)
         return (optax.apply_updates(parameters, updates), state), None
 
     @jax.jit
@@ -413,11 +422,13 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     summary = {
         "learner": config.learner,
         "seeds": list(config.seeds),
-        "layers": [layer.n for layer in network.layers],
+        "layers": [layer.n for layer in make_network(config, 0).layers],
         "test_images": len(images.test.labels),
         "linear_accuracy": linear_accuracy(images),
         **found,
-        "images_per_second": config.iterations * config.batch_size / float(np.mean(found["seconds"])),
+        "images_per_second": config.iterations
+        * config.batch_size
+        / float(np.mean(found["seconds"])),
     }
     folder.write_json("summary", summary)
     return summary

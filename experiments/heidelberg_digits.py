@@ -36,8 +36,8 @@ class Config:
     """What to train, and how."""
 
     data: Path | None = None
-    """Folder with the two files *_train.h5 and *_test.h5 of SHD or SSC, or with the folders Train and
-    Test of N-MNIST; without it the digits are made up."""
+    """Folder with the two files *_train.h5 and *_test.h5 of SHD or SSC, or with the folders Train
+    and Test of N-MNIST; without it the digits are made up."""
     n_classes: int = 20
     """Of the recordings in HDF5: SHD has 20, SSC 35."""
     rule: Literal["eprop", "bptt"] = "eprop"
@@ -173,9 +173,7 @@ def make_batches(config: Config, split: Split) -> Callable[[int], Any]:
         order = np.random.default_rng((config.seed, epoch)).permutation(split.learned)
         begin = place * config.batch_size
         chosen = order[begin : begin + config.batch_size]
-        inputs, labels, mask = read_batch(
-            split.train, chosen, dt=config.dt, lengths=config.lengths
-        )
+        inputs, labels, mask = read_batch(split.train, chosen, dt=config.dt, lengths=config.lengths)
         return inputs, (labels, mask)
 
     return batch
@@ -241,7 +239,8 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
             inputs, labels, mask = read_batch(
                 recordings, batch, dt=config.dt, lengths=config.lengths
             )
-            found.append(np.asarray(answers(network, inputs, jnp.asarray(mask))) == labels)
+            answered = answers(network, jnp.asarray(inputs), jnp.asarray(mask))
+            found.append(np.asarray(answered) == labels)
         return float(np.concatenate(found)[: len(chosen)].mean())
 
     def validate(state: eprop.TrainState, iteration: int) -> dict[str, float]:

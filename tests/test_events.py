@@ -9,7 +9,7 @@ import pytest
 from experiments import events, spoken_digits
 
 TIMES = [[0.0, 0.0039, 0.0041, 0.030], [0.001], [], [0.25, 0.125]]
-"""In s, to which float16 rounds them: of the last recording not in their order, of the last but one there are none."""
+"""In s: of the last recording not in their order, of the last but one there are none."""
 UNITS = [[5, 699, 5, 0], [3], [], [1, 2]]
 LABELS = [0, 19, 4, 4]
 
@@ -129,14 +129,10 @@ def moving(folder, recordings):
 
 
 class TestEventImages:
-    RECORDINGS = [
-        (3, [entry(33, 2, 1, 999), entry(0, 0, 0, 2**22 + 5000)]),
-        (0, [entry(1, 1, 1, 7)]),
-        (3, []),
-    ]
-
     def test_what_was_written_is_read(self, tmp_path):
-        found = events.open_event_images(moving(tmp_path, self.RECORDINGS))
+        threes = [entry(33, 2, 1, 999), entry(0, 0, 0, 2**22 + 5000)], []
+        recordings = [(3, threes[0]), (0, [entry(1, 1, 1, 7)]), (3, threes[1])]
+        found = events.open_event_images(moving(tmp_path, recordings))
         assert found.labels.tolist() == [0, 3, 3] and found.n_features == 34 * 34 * 2
         recording = found.read(1)
         np.testing.assert_allclose(recording.times, [0.999, (2**22 + 5000) / 1000])

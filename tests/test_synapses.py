@@ -12,7 +12,7 @@ import pytest
 import eprop
 from eprop.compiled import without_kernels
 from eprop.synapses import Joined
-from tests.comparison import assert_close, relative_error
+from tests.comparison import assert_close, assert_trees_close, relative_error
 from tests.errors import assert_raises, check
 
 TOLERANCE = 1e-13
@@ -87,6 +87,34 @@ def test_traces_are_collected_to_the_gradient(kind):
     collected = synapses.collect(jnp.einsum("tbfj,tbj->fj", seen, r))
     assert collected.shape == w.shape
     assert_close(collected, pullback(r)[0], TOLERANCE, "gradient")
+
+
+@pytest.mark.parametrize("n_steps", [12, 13])
+def test_convolutions_are_cut_into_blocks_late(n_steps, monkeypatch):
+    """And however a run is cut, the gradient is one."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    below = eprop.Convolution(jax.random.normal(keys[0], (3, 3, 1, 4)), (6, 6))
+    layers = [
+        eprop.Layer(eprop.LIF(144, v_th=0.8), w_in=below, w_rec=None),
+        eprop.Layer(eprop.LIF(5, v_th=0.5), n_in=144, key=keys[1]),
+    ]
+    network = eprop.Network(layers, n_out=2, readout_of="all", key=keys[2])
+    inputs = jax.random.uniform(keys[3], (n_steps, 3, 36), float)
+
+    def loss(trajectory, _):
+        return jnp.mean(trajectory.outputs**2)
+
+    def gradient():
+        return jax.jit(eprop.value_and_grad(loss, eprop.EProp()))(network, inputs, None)
+
+    monkeypatch.setattr(eprop.record, "BLOCK_BYTES", 5 * 8 * 3 * 144)
+    assert eprop.record.block_steps(network.layers, n_steps, 3) == n_steps
+    _, whole = gradient()
+    monkeypatch.setattr(eprop.record, "CONVOLVED_BYTES", 5 * 8 * 3 * 144)
+    assert eprop.record.block_steps(network.layers, n_steps, 3) in (4, 5)
+    _, in_blocks = gradient()
+    assert min(float(jnp.abs(layer.below.weights).max()) for layer in whole.layers) > 1e-4
+    assert_trees_close(in_blocks, whole, TOLERANCE)
 
 
 # Each kind by other means.

@@ -1,0 +1,93 @@
+"""Fashion-MNIST by every learning rule and stacks of 1 to 4 layers, over seeds; and its figure.
+
+E-prop with random, symmetric and adaptive feedback and BPTT, each as experiments.fashion_mnist has
+it by default; and BPTT with its preset "plain", where deep stacks stop learning.
+What was finished before is not repeated, and what was interrupted goes on from its last checkpoint.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from figures.fashion_mnist import draw
+
+from . import fashion_mnist
+from .images import FASHION_MNIST
+from .runs import RunFolder, resumable
+
+RULES: dict[str, dict[str, Any]] = {
+    "bptt": {"rule": "bptt"},
+    "symmetric": {"feedback": "symmetric"},
+    "adaptive": {"feedback": "adaptive"},
+    "random": {"feedback": "random"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which runs to make."""
+
+    data: Path = FASHION_MNIST
+    """Folder of the four IDX files."""
+    depths: tuple[int, ...] = (3, 4, 2, 1)
+    """Numbers of layers, in the order in which they are trained."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of each run."""
+    results: Path = Path("results/fashion_mnist")
+    """Folder of the results."""
+
+
+def runs_of(config: Config) -> list[fashion_mnist.Config]:
+    """All of them: by depth, the rules and the plain start."""
+    scaled, plain = (fashion_mnist.PRESETS[name] for name in ("default", "plain"))
+    of_depth = [dataclasses.replace(scaled, **changes) for changes in RULES.values()] + [plain]
+    same = {"data": config.data, "seeds": config.seeds, "results": config.results}
+    return [
+        dataclasses.replace(run, depth=depth, **same) for depth in config.depths for run in of_depth
+    ]
+
+
+def summary_of(config: fashion_mnist.Config, progress: bool) -> dict[str, Any]:
+    """Of a run that is made now, unless it was before."""
+    path = RunFolder(config.folder, config).path / "summary.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    if progress:
+        print(config.folder)
+    return fashion_mnist.run(config, progress)
+
+
+def table(runs: Sequence[fashion_mnist.Config], summaries: Sequence[dict[str, Any]]) -> str:
+    """A line of Markdown for each run."""
+    lines = ["| layers | learning by | start | test accuracy | mean | images/s |", "|" + "---|" * 6]
+    for config, summary in zip(runs, summaries, strict=True):
+        found = 100 * np.array(summary["test_accuracy"])
+        lines.append(
+            f"| {config.depth} | {config.learner} | {config.start} "
+            f"| {', '.join(f'{x:.1f}' for x in found)} % | {found.mean():.1f} % "
+            f"| {summary['images_per_second']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    config = tyro.cli(
+        Config, args=args, prog="python -m experiments.fashion_mnist_depth", description=__doc__
+    )
+    runs = runs_of(config)
+    try:
+        with resumable():
+            summaries = [summary_of(run, progress=True) for run in runs]
+    except FileNotFoundError as missing:
+        raise SystemExit(str(missing)) from None
+    figure = draw([run.folder for run in runs], config.results / "figure.png")
+    print(f"{table(runs, summaries)}\nFigure: {figure}")
+
+
+if __name__ == "__main__":
+    main()
