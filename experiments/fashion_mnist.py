@@ -125,7 +125,13 @@ class Config:
 
 PRESETS = {
     "default": Config(),
-    "quick": Config(images=10000, iterations=400, check_every=100, run="quick_{learner}"),
+    "quick": Config(
+        images=10000,
+        validation=1000,
+        iterations=200,
+        check_every=100,
+        results=Path("results/fashion_mnist_quick"),
+    ),
     "plain": Config(rule="bptt", start="plain", readout="last", rate_penalty=0.0),
 }
 

@@ -85,7 +85,7 @@ def main(args: Sequence[str] | None = None) -> None:
             summaries = [summary_of(run, progress=True) for run in runs]
     except FileNotFoundError as missing:
         raise SystemExit(str(missing)) from None
-    figure = draw([run.folder for run in runs], config.results / "figure.png")
+    figure = draw([run.folder for run in runs], config.results / "current.png")
     print(f"{table(runs, summaries)}\nFigure: {figure}")
 
 

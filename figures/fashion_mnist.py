@@ -1,10 +1,10 @@
-"""The figure of Fashion-MNIST by stacks of layers: accuracy by rule and depth, and why.
+"""The figure of Fashion-MNIST by stacks of layers: error by rule and depth, and why.
 
-python -m figures.fashion_mnist                                              # all finished runs
-python -m figures.fashion_mnist results/fashion_mnist/current_random_scaled_depth3   # these runs
+python -m figures.fashion_mnist                                    # all finished runs
+python -m figures.fashion_mnist results/fashion_mnist/current_*/   # these runs
 
-Firing rates and gradients by layer are those of the deepest network of each kind: what it begins
-with, and what becomes of it.
+A figure for each way to read an image. Firing rates and gradients by layer are those of the deepest
+network of each kind: what it begins with, and what becomes of it.
 """
 
 import json
@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter
 
 from eprop.files import differences
 from figures import finished, plotting
 
 PLAIN = {"label": "{}, plain start", "color": "#cc79a7", "linestyle": "solid", "marker": "x"}
 ORDER = ("bptt", "symmetric", "adaptive", "random")
-MAY_DIFFER = ("rule", "feedback", "depth", "start", "readout", "rate_penalty", "results", "run")
+MAY_DIFFER = ("rule", "feedback", "depth", "start", "readout", "rate_penalty", "data")
+MAY_DIFFER += ("results", "run")
 """What sets runs apart that are drawn together."""
 
 
@@ -74,8 +75,8 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
     kinds = kinds_of([read(folder) for folder in folders])
     with plotting.style():
         figure = Figure(figsize=(8, 6.2))
-        (accuracy, rates), (begun, trained) = figure.subplots(2, 2)
-        _accuracy(accuracy, kinds)
+        (error, rates), (begun, trained) = figure.subplots(2, 2)
+        _error(error, kinds)
         _by_layer(rates, kinds, "rates_hz", 0)
         rates.set_ylabel("firing rate (Hz)")
         _by_layer(begun, kinds, "gradient_norms", 0)
@@ -88,7 +89,7 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
         for axes in (begun, trained):
             axes.set_ylabel(r"$|\mathrm{d}E/\mathrm{d}W|\;|W|$")
         figure.legend(
-            *accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=3,
+            *error.get_legend_handles_labels(), loc="outside lower center", ncols=3,
             handlelength=3.5,
         )  # fmt: skip
         plotting.save(figure, path)
@@ -102,40 +103,49 @@ def _line(kind: tuple[str, str]) -> dict[str, Any]:
     return plotting.RULES[learner] | {"marker": "o", "markersize": 4}
 
 
-def _accuracy(axes: Axes, kinds: dict[tuple[str, str], list[Run]]) -> None:
+def _error(axes: Axes, kinds: dict[tuple[str, str], list[Run]]) -> None:
     """The mean of the seeds, and their range."""
-    seeds = set()
-    for kind, runs in kinds.items():
-        depths = [run.depth for run in runs]
-        values = [np.array(run.summary["test_accuracy"]) for run in runs]
-        seeds |= {len(x) for x in values}
+    n_seeds = set()
+    for offset, (kind, runs) in zip(_offsets(kinds), kinds.items(), strict=True):
+        depths = np.array([run.depth for run in runs])
+        values = [1 - np.array(run.summary["test_accuracy"]) for run in runs]
+        n_seeds |= {len(x) for x in values}
         means = np.array([x.mean() for x in values])
         ranges = np.abs(np.array([[x.min(), x.max()] for x in values]).T - means)
-        axes.errorbar(depths, means, ranges, capsize=2, **_line(kind))
-    linear = np.mean([run.summary["linear_accuracy"] for runs in kinds.values() for run in runs])
-    plotting.threshold(axes, float(linear), "a linear classifier")
-    told = plotting.mean_of(max(seeds))
-    axes.set(xlabel="layers", ylabel="accuracy on the test images", xticks=(1, 2, 3, 4))
-    axes.set_xlim(0.7, 4.3)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_title(f"a   After training: {told}")
+        axes.errorbar(depths + offset, means, ranges, capsize=2, **_line(kind))
+    linear = [run.summary["linear_accuracy"] for runs in kinds.values() for run in runs]
+    plotting.threshold(axes, 1 - float(np.mean(linear)), "a linear classifier")
+    plotting.threshold(axes, 0.9, "chance")
+    axes.set_yscale("log")
+    axes.set_ylim(0.07, 1.0)
+    axes.set_yticks((0.1, 0.2, 0.4, 0.8), ("10%", "20%", "40%", "80%"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="layers", ylabel="error on the test images")
+    axes.set(xticks=(1, 2, 3, 4), xlim=(0.7, 4.3))
+    axes.set_title(f"a   After training: {plotting.mean_of(max(n_seeds))}")
 
 
 def _by_layer(axes: Axes, kinds: dict[tuple[str, str], list[Run]], name: str, when: int) -> None:
-    """Of the deepest network of each kind; zeros are drawn at the bottom of a logarithmic axis."""
-    for kind, runs in kinds.items():
-        deepest = max(runs, key=lambda run: run.depth)
-        values = deepest.by_layer(name, when)
-        axes.plot(range(1, len(values) + 1), values, **_line(kind))
-    least = {"rates_hz": 1e-2, "gradient_norms": 1e-6}[name]
-    axes.set_yscale("symlog", linthresh=least)
+    """Of the deepest network of each kind; zeros are at the bottom of a logarithmic axis."""
+    for offset, (kind, runs) in zip(_offsets(kinds), kinds.items(), strict=True):
+        values = max(runs, key=lambda run: run.depth).by_layer(name, when)
+        axes.plot(np.arange(1, len(values) + 1) + offset, values, **_line(kind))
+    axes.set_yscale("symlog", linthresh={"rates_hz": 1e-2, "gradient_norms": 1e-4}[name])
     axes.set_ylim(bottom=0)
     axes.set(xlabel="layer, from the image up", xticks=(1, 2, 3, 4), xlim=(0.7, 4.3))
 
 
+def _offsets(kinds: dict[tuple[str, str], list[Run]]) -> np.ndarray:
+    """Aside, so that none hides another."""
+    return 0.05 * (np.arange(len(kinds)) - (len(kinds) - 1) / 2)
+
+
 def main(arguments: Sequence[str]) -> None:
-    folders = finished.folders_of("experiments.fashion_mnist", arguments)
-    print(draw(folders, folders[0].parent / "figure.png"))
+    by_encoding: dict[str, list[Path]] = {}
+    for folder in finished.folders_of("experiments.fashion_mnist", arguments):
+        by_encoding.setdefault(read(folder).config["encoding"], []).append(folder)
+    for encoding, folders in by_encoding.items():
+        print(draw(folders, folders[0].parent / f"{encoding}.png"))
 
 
 if __name__ == "__main__":

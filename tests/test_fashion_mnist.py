@@ -208,14 +208,14 @@ class TestDepths:
         fashion_mnist_depth.main(arguments)
         first = capsys.readouterr().out
         assert first.count("| symmetric | scaled |") == 2 and first.count("| bptt | plain |") == 2
-        assert_drawn(results / "figure.png")
+        assert_drawn(results / "current.png")
         monkeypatch.setattr(experiment, "run", None)  # nothing is left to be done
         fashion_mnist_depth.main(arguments)
         again = capsys.readouterr().out
         assert again == first[first.index("| layers |") :]
         monkeypatch.chdir(tmp_path)
         figure.main([])
-        assert capsys.readouterr().out.strip() == str(RESULTS / "figure.png")
+        assert capsys.readouterr().out.strip() == str(RESULTS / "current.png")
 
     def test_every_rule_at_every_depth(self):
         runs = fashion_mnist_depth.runs_of(fashion_mnist_depth.Config())
