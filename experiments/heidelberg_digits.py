@@ -201,7 +201,8 @@ def make_loss(config: Config):
         penalty = losses.firing_rate_penalty(
             trajectory.spikes, config.rate_target_hz, mask, dt=config.dt
         )
-        spikes = (trajectory.spikes * mask[..., None]).sum() / mask.sum() / config.n
+        counts = mask.astype(found.dtype)
+        spikes = jnp.einsum("tb,tbj->", counts, trajectory.spikes) / (counts.sum() * config.n)
         info = {
             "cross_entropy": cross_entropy,
             "accuracy": accuracy(found, labels),

@@ -199,15 +199,19 @@ class TestErrors:
 class TestDepths:
     def test_runs_are_made_once_and_drawn(self, tmp_path, small, monkeypatch, capsys):
         results = tmp_path / RESULTS
-        presets = {"default": small(results), "plain": small(results, rule="bptt", start="plain")}
+        presets = {
+            "default": small(results),
+            "plain": small(results, rule="bptt", start="plain", readout="last"),
+        }
         monkeypatch.setattr(experiment, "PRESETS", presets)
         monkeypatch.setattr(fashion_mnist_depth, "RULES", {"symmetric": {"feedback": "symmetric"}})
+        monkeypatch.setattr(fashion_mnist_depth, "CURES", {"readout": {"readout": "all"}})
         data = str(presets["default"].data)
         arguments = ["--data", data, "--results", str(results)]
         arguments += ["--depths", "2", "1", "--seeds", "0"]
         fashion_mnist_depth.main(arguments)
         first = capsys.readouterr().out
-        assert first.count("| symmetric | scaled |") == 2 and first.count("| bptt | plain |") == 2
+        assert first.count("| symmetric | scaled |") == 2 and first.count("| bptt | plain |") == 3
         assert_drawn(results / "current.png")
         monkeypatch.setattr(experiment, "run", None)  # nothing is left to be done
         fashion_mnist_depth.main(arguments)
@@ -218,8 +222,9 @@ class TestDepths:
         assert capsys.readouterr().out.strip() == str(RESULTS / "current.png")
 
     def test_every_rule_at_every_depth(self):
-        runs = fashion_mnist_depth.runs_of(fashion_mnist_depth.Config())
-        assert len(runs) == 20 and len({run.folder for run in runs}) == 20
+        config = fashion_mnist_depth.Config()
+        runs, cures = fashion_mnist_depth.runs_of(config), fashion_mnist_depth.cures_of(config)
+        assert len(runs) == 20 and len({run.folder for run in runs + cures}) == 25
 
 
 def test_runs_of_other_settings_are_not_drawn_together(tmp_path, small):
