@@ -76,7 +76,7 @@ class TestNetwork:
         assert len(network.w_out) == sum(sizes)
 
     def test_each_layer_is_scaled_to_the_rate(self, small):
-        config = small(depth=4, n=40, channels=(8, 8, 8), image_ms=20.0)
+        config = small(depth=3, n=40, image_ms=20.0)
         pixels, _ = experiment.as_arrays(experiment.split(config).train)
         inputs = experiment.encode(config, pixels)
         plain = experiment.make_network(config, 0)

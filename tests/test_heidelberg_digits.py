@@ -50,7 +50,8 @@ def n_mnist(folder):
 
 @pytest.mark.parametrize("source", [None, heidelberg, n_mnist])
 def test_every_source_leaves_whole_results(tmp_path, small, source):
-    config = small(data=source and source(tmp_path / "data"))
+    few_spikes = {"data": source(tmp_path / "data"), "v_th": 0.02} if source else {}
+    config = small(**few_spikes)
     summary = experiment.run(config, progress=False)
     assert summary["test_recordings"] == (10 if source else 30)
     assert 0 <= summary["test_accuracy"] <= 1
