@@ -134,11 +134,14 @@ def _error_of(run: Run, accuracy: Any) -> np.ndarray:
 
 def _by_layer(axes: Axes, kinds: dict[tuple[str, str], list[Run]], name: str, when: int) -> None:
     """Of the deepest network of each kind; zeros are at the bottom of a logarithmic axis."""
+    least = {"rates_hz": 1e-2, "gradient_norms": 1e-4}[name]
+    greatest = least
     for offset, (kind, runs) in zip(_offsets(kinds), kinds.items(), strict=True):
         values = max(runs, key=lambda run: run.depth).by_layer(name, when)
+        greatest = max(greatest, values.max())
         axes.plot(np.arange(1, len(values) + 1) + offset, values, **_line(kind))
-    axes.set_yscale("symlog", linthresh={"rates_hz": 1e-2, "gradient_norms": 1e-4}[name])
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("symlog", linthresh=least)
+    axes.set_ylim(0, 2 * greatest)
     axes.set(xlabel="layer, from the image up", xticks=(1, 2, 3, 4), xlim=(0.7, 4.3))
 
 

@@ -10,7 +10,7 @@ import pytest
 import eprop
 from eprop.files import read_rows
 from experiments import fashion_mnist as experiment
-from experiments import fashion_mnist_depth, images
+from experiments import fashion_mnist_depth, fashion_mnist_start, images
 from figures import fashion_mnist as figure
 from figures import finished
 from tests.test_experiments import assert_drawn, assert_options, help_of
@@ -191,9 +191,25 @@ class TestErrors:
 
     def test_without_data_the_command_says_how_to_get_them(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        for module in (experiment, fashion_mnist_depth):
+        for module in (experiment, fashion_mnist_depth, fashion_mnist_start):
             with pytest.raises(SystemExit, match="apt install dataset-fashion-mnist"):
                 module.main(["--data", str(tmp_path / "nothing")])
+
+
+def test_what_a_stack_begins_with(small):
+    """Every network by every rule, and rates as they are scaled."""
+    config = small()
+    start = fashion_mnist_start.Config(data=config.data, depth=2, rounds=1)
+    rows = fashion_mnist_start.rows_of(start, config)
+    assert [(row.start, row.readout, row.learner) for row in rows] == [
+        (weights, *of_network)
+        for weights in ("plain", "scaled")
+        for of_network in (("last", "bptt"), ("all", "bptt"), ("all", "symmetric"))
+    ]
+    assert all(row.ms > 0 and len(row.gradient_norms) == 2 for row in rows)
+    assert rows[4].gradient_norms != rows[5].gradient_norms
+    assert rows[3].rates_hz == rows[5].rates_hz != rows[2].rates_hz
+    assert fashion_mnist_start.table(rows).count("\n| ") == 6
 
 
 class TestDepths:
@@ -242,3 +258,4 @@ def test_help_names_every_option():
     assert_options(text, experiment.Config)
     assert "latency" in text and "in ms" in text
     assert_options(help_of("fashion_mnist_depth"), fashion_mnist_depth.Config)
+    assert_options(help_of("fashion_mnist_start"), fashion_mnist_start.Config)
