@@ -176,6 +176,8 @@ def in_steps(
 def _checked(where: str, times: np.ndarray, features: np.ndarray, n_features: int) -> Events:
     if len(times) and not (np.isfinite(times).all() and times.min() >= 0):
         raise ValueError(f"{where} has a time of {times.min()} ms: it is damaged")
+    if features.dtype.kind not in "iu":
+        raise ValueError(f"{where} has units of dtype {features.dtype}, which must be integers")
     if len(features) and not 0 <= features.min() <= features.max() < n_features:
         raise ValueError(
             f"{where} has units from {features.min()} to {features.max()}, but they go from 0 to "

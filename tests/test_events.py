@@ -14,9 +14,9 @@ UNITS = [[5, 699, 5, 0], [3], [], [1, 2]]
 LABELS = [0, 19, 4, 4]
 
 
-def spoken(path, times=TIMES, units=UNITS, labels=LABELS):
+def spoken(path, times=TIMES, units=UNITS, labels=LABELS, type_of_units=np.uint16):
     with h5py.File(path, "w") as file:
-        for name, rows, dtype in (("times", times, np.float16), ("units", units, np.uint16)):
+        for name, rows, dtype in (("times", times, np.float16), ("units", units, type_of_units)):
             rows_of = file.create_dataset(f"spikes/{name}", len(rows), h5py.vlen_dtype(dtype))
             for i, row in enumerate(rows):
                 rows_of[i] = np.array(row, dtype)
@@ -62,6 +62,7 @@ class TestSpoken:
         [
             ({"times": [[-1.0]]}, "a time of -1000.0 ms: it is damaged"),
             ({"units": [[700]]}, "units from 700 to 700, but they go from 0 to 699"),
+            ({"type_of_units": np.float32}, "units of dtype float32, which must be integers"),
             ({"units": [[1, 2]]}, r"times of shape \(1,\) and units of \(2,\)"),
         ],
     )
