@@ -12,6 +12,7 @@ A run can be interrupted at any time: the same command goes on from the last che
 """
 
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ class Config:
 
     depth: Literal[1, 2, 3, 4] = 3
     """Layers: convolutions, and a recurrent one on top."""
-    channels: tuple[int, ...] = (12, 24, 24)
+    channels: tuple[int, int, int] = (12, 24, 24)
     """Of the convolutions, from the first on."""
     n: int = 100
     """Neurons of the recurrent layer."""
@@ -271,13 +272,20 @@ def make_batches(config: Config, seed: int, images: Images) -> Callable[[int], A
     pixels, labels = as_arrays(images)
     per_epoch = len(labels) // config.batch_size
 
-    @jax.jit
-    def batch(pixels, labels, epoch, place):
+    @functools.lru_cache(maxsize=1)
+    def order(epoch: int) -> Int[Array, "batch n"]:
         key = jax.random.fold_in(key_of(seed, "batches"), epoch)
-        order = jax.random.permutation(key, len(labels)).reshape(per_epoch, -1)
-        return encode(config, pixels[order[place]]), labels[order[place]]
+        return jax.random.permutation(key, len(labels)).reshape(per_epoch, -1)
 
-    return lambda iteration: batch(pixels, labels, *divmod(iteration - 1, per_epoch))
+    @jax.jit
+    def batch(pixels, labels, chosen):
+        return encode(config, pixels[chosen]), labels[chosen]
+
+    def at(iteration: int) -> Any:
+        epoch, place = divmod(iteration - 1, per_epoch)
+        return batch(pixels, labels, order(epoch)[place])
+
+    return at
 
 
 def as_arrays(images: Images) -> tuple[UInt8[Array, "n n_in"], Int[Array, " n"]]:
