@@ -5,8 +5,8 @@ in all. Images come in as constant currents, or by latency: each pixel spikes on
 earlier. The readout's mean over the last steps is the answer. Learning is watched on images of its
 own; accuracy is that on the test images, which are looked at once, after the last update.
 
-Presets, named first: "default"; "quick", a minute's look; and "plain", how deep stacks stop
-learning: BPTT through layers that begin with the usual weights, however seldom their neurons spike,
+Presets, named first: "default"; "quick", a minute's look; and "plain", why deep stacks are hard to
+train: BPTT through layers that begin with the usual weights, however seldom their neurons spike,
 and a readout of the last layer alone.
 A run can be interrupted at any time: the same command goes on from the last checkpoint.
 """

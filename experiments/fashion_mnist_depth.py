@@ -1,7 +1,7 @@
 """Fashion-MNIST by every learning rule and stacks of 1 to 4 layers, over seeds; and its figure.
 
 E-prop with random, symmetric and adaptive feedback and BPTT, each as experiments.fashion_mnist has
-it by default; BPTT with its preset "plain", where deep stacks stop learning; and the deepest of
+it by default; BPTT with its preset "plain", where deep stacks begin silent; and the deepest of
 these with one thing changed at a time: what cures it.
 What was finished before is not repeated, and what was interrupted goes on from its last checkpoint.
 """
