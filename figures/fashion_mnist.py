@@ -23,8 +23,10 @@ from figures import finished, plotting
 
 PLAIN = {"label": "{}, plain start", "color": "#cc79a7", "linestyle": "solid", "marker": "x"}
 ORDER = ("bptt", "symmetric", "adaptive", "random")
-MAY_DIFFER = ("rule", "feedback", "depth", "start", "readout", "rate_penalty", "data")
-MAY_DIFFER += ("results", "run")
+MAY_DIFFER = (
+    *("rule", "feedback", "depth", "start", "readout", "rate_penalty"),
+    *("data", "results", "run"),
+)
 """What sets runs apart that are drawn together."""
 
 
