@@ -25,13 +25,13 @@ figures: setup  ## Draw every figure again from results/
 	$(BIN)/python -m figures.make_all
 
 test: setup  ## Run the tests but for slow ones (ARGS="-k name" selects some)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not experiment" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not experiment" $(ARGS)
 
 slow: setup  ## Run those: experiments in a reduced form, programs of the pages, processes killed
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow or experiment" $(ARGS)
 
 check: lint  ## While at work, in a minute: lint, and the tests that see most for their time
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q tests/test_layers.py \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q tests/test_layers.py \
 		tests/test_golden.py tests/test_formula_25.py tests/test_losses.py tests/test_checkpoints.py
 
 optimized: setup  ## Test numbers and bits of programs that are compiled as a user has them

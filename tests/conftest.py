@@ -36,3 +36,10 @@ matplotlib.use("Agg")
 def as_a_user_has_it(monkeypatch):
     """Without the run-time checks of types, which would come before the engine's own."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_after_the_module():
+    """Programs of other tests only take memory, and time when Python looks through it."""
+    yield
+    jax.clear_caches()

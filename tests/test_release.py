@@ -2,8 +2,6 @@
 
 Builds and installs by pip, in environments of their own. What pip needs for that (setuptools) comes
 from the package registry, by the versions of constraints.txt; the dependencies are those that the
-
-pytestmark = pytest.mark.slow
 tests run with.
 """
 
@@ -22,6 +20,8 @@ import pytest
 
 import eprop
 from tests.test_layers import PATHS, imported
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

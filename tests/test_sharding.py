@@ -18,6 +18,8 @@ import pytest
 from eprop import checkpoints, files
 from tests import sharded
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 ENDS_WITHIN = 60
 """Seconds from a process's death to the other's end, where a heartbeat is missed after 10 s."""
@@ -210,7 +212,6 @@ def timeless(rows):
     return [{name: x for name, x in row.items() if name != "seconds"} for row in rows]
 
 
-@pytest.mark.slow
 def test_a_killed_process_is_an_error_in_the_other_and_the_run_goes_on(in_processes):
     first, second = start_two(in_processes, "killed")
     second.communicate(timeout=300)
