@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import eprop
-from experiments.benchmarks import online_steps, stream_memory, variable_lengths
+from experiments.benchmarks import online_steps, stream_memory, variable_lengths, wide_online
 from tests.test_benchmarks import metrics_of
 from tests.test_experiments import assert_options, help_of
 
@@ -162,3 +162,30 @@ class TestVariableLengths:
         text = help_of("benchmarks.variable_lengths")
         assert "each by itself" in text
         assert_options(text, variable_lengths.Config)
+
+
+class TestWideOnline:
+    @staticmethod
+    def run(tmp_path, n_steps, chunk):
+        options = ["--n", "60", "--fan-in", "10", "--n-compared", "40", "--run", "a"]
+        options += ["--n-steps", str(n_steps), "--chunk", str(chunk), "--results", str(tmp_path)]
+        status = wide_online.main(options)
+        return status, json.loads((tmp_path / "a" / "metrics.json").read_text())
+
+    def test_runs(self, tmp_path, capsys):
+        status, metrics = self.run(tmp_path, n_steps=40, chunk=20)
+        assert status == 0 and metrics["difference"] < 1e-12
+        assert metrics["synapses"] == 60 * (10 + 10) and metrics["firing_rate_hz"] > 1
+        assert metrics["state_bytes"] > 16 * metrics["synapses"]
+        assert metrics["steps_per_second"] > 0 and metrics["events_per_second"] > 0
+        assert "60 neurons, fan-in 10" in capsys.readouterr().out
+
+    def test_fails_where_nothing_is_learned(self, tmp_path):
+        """In one step no recurrent spike arrives."""
+        status, metrics = self.run(tmp_path, n_steps=1, chunk=1)
+        assert status == 1 and metrics["largest_change"] == 0 and metrics["difference"] < 1e-12
+
+    def test_help(self):
+        text = help_of("benchmarks.wide_online")
+        assert "update at each step" in text
+        assert_options(text, wide_online.Config)
