@@ -38,6 +38,7 @@ from .online import Info, LearnerState, OnlineLearner
 from .padding import pad
 from .readout import Readout
 from .rewards import Played, RewardInfo, RewardLearner, RewardState
+from .rewiring import rewire
 from .rules import EProp, apply_updates, grad, value_and_grad
 from .running_rates import RatePenalty
 from .streaming import stream_value_and_grad
@@ -109,6 +110,7 @@ __all__ = [
     "learning_signals",
     "losses",
     "pad",
+    "rewire",
     "stream_value_and_grad",
     "total_derivative",
     "training_step",

@@ -4,7 +4,8 @@ A network of LIF and adaptive LIF neurons sees seven cues on its left and right,
 and has to say on which side there were more. Training ends when the error on fresh trials is
 below a criterion; the network is then tested once on trials that were never used.
 
-Presets, named first: "default", and "reference", the hyperparameters of the official code.
+Presets, named first: "default"; "reference", the hyperparameters of the official code; and
+"rewired", the default with a tenth of the recurrent synapses, which come and go (DEEP R).
 A run can be interrupted at any time: the same command goes on from the last checkpoint.
 """
 
@@ -32,7 +33,7 @@ from . import learners
 from .runs import RunFolder, random_key, resumable
 
 key_of = functools.partial(
-    random_key, ("weights", "feedback", "training", "validation", "test", "figure")
+    random_key, ("weights", "feedback", "training", "validation", "test", "figure", "rewiring")
 )
 
 
@@ -53,6 +54,9 @@ class Config:
     """Neurons without adaptation."""
     n_alif: int = 50
     """Neurons with an adaptive threshold."""
+    density: float = 1.0
+    """Fraction of the recurrent synapses that there are. Below 1 each neuron hears as many others,
+    and the network rewires: a synapse that crosses zero goes, another comes (DEEP R)."""
     tau_v: float = 20.0
     """Membrane time constant in ms."""
     tau_a: float = 2000.0
@@ -125,6 +129,7 @@ PRESETS = {
         iterations=2000,
         run="reference_{learner}_seed{seed}",
     ),
+    "rewired": Config(density=0.1, results=Path("results/rewiring")),
 }
 
 
@@ -137,9 +142,8 @@ class State(NamedTuple):
 
 def make_network(config: Config, key: Array) -> eprop.Network:
     """LIF neurons first, then adaptive ones."""
-    n = config.n_lif + config.n_alif
     cell = eprop.ALIF(
-        n,
+        config.n_lif + config.n_alif,
         tau_v=config.tau_v,
         v_th=config.v_th,
         n_refractory=round(config.refractory_ms / config.task.dt),
@@ -148,8 +152,19 @@ def make_network(config: Config, key: Array) -> eprop.Network:
         beta=np.repeat([0.0, config.beta], [config.n_lif, config.n_alif]),
         surrogate=eprop.Triangular(config.gamma),
     )
+    if not 0 < config.density <= 1:
+        raise ValueError(f"density = {config.density} must be above 0, and at most 1")
+    synapses = {}
+    if config.density < 1:
+        fan_in = round(config.density * (cell.n - 1))
+        synapses["w_rec"] = eprop.Sparse.random(cell.n, cell.n, fan_in, autapses=False, key=key)
     return eprop.Network(
-        cell, n_in=config.task.n_in, n_out=config.task.n_out, tau_out=config.tau_out, key=key
+        cell,
+        n_in=config.task.n_in,
+        n_out=config.task.n_out,
+        tau_out=config.tau_out,
+        key=key,
+        **synapses,
     )
 
 
@@ -214,19 +229,33 @@ def make_batches(config: Config) -> Callable[[int], tuple[Array, Any]]:
 
 
 def make_step(config: Config) -> Callable[[State, Any], tuple[State, dict[str, Array]]]:
-    """The usual step, and the running average of the weights."""
+    """The usual step, new synapses where some have gone, and the running average of the weights."""
     train = eprop.training_step(make_loss(config), make_optimizer(config), has_aux=True)
+    rewiring = key_of(config.seed, "rewiring")
 
     def step(state: State, batch: Any) -> tuple[State, dict[str, Array]]:
         training, info = train(state.training, batch)
+        if config.density < 1:
+            training = eprop.rewire(training, state.training, rewiring)
         with jax.numpy_dtype_promotion("standard"):  # iterations are counted in integers
             keep = jnp.minimum(config.averaging, training.iteration / (training.iteration + 9))
-            average = jax.tree.map(
-                lambda a, w: a + (1 - keep) * (w - a), state.average, training.network
-            )
+            average = averaged(state.average, training.network, keep)
         return State(training, average), info
 
     return step
+
+
+def averaged(average: eprop.Network, network: eprop.Network, keep: Array) -> eprop.Network:
+    """The running average of the weights. That of a new synapse begins with the synapse."""
+    old, _ = eqx.partition(average, eqx.is_inexact_array)
+    weights, wiring = eqx.partition(network, eqx.is_inexact_array)
+    new = eqx.combine(jax.tree.map(lambda a, w: a + (1 - keep) * (w - a), old, weights), wiring)
+    was, now = average.layers[0].recurrent, network.layers[0].recurrent
+    if not isinstance(was, eprop.Sparse):
+        return new
+    return eqx.tree_at(
+        lambda net: net.w_rec, new, jnp.where(was.indices == now.indices, new.w_rec, now.weights)
+    )
 
 
 def make_error(config: Config, n_batches: int) -> Callable[[eprop.Network, Array], Array]:
@@ -333,7 +362,7 @@ def main(args: Sequence[str] | None = None) -> None:
         Config,
         default=PRESETS[preset],
         args=args,
-        prog="python -m experiments.evidence_accumulation [default|reference]",
+        prog="python -m experiments.evidence_accumulation [default|reference|rewired]",
         description=__doc__,
     )
     with resumable():

@@ -21,6 +21,7 @@ CALLED_MOST = {
     "network.Network",
     "online.OnlineLearner",
     "padding.pad",
+    "rewiring.rewire",
     "rules.EProp",
     "rules.value_and_grad",
     "streaming.stream_value_and_grad",

@@ -62,6 +62,7 @@ def whole(tmp_path_factory):
         {"feedback": "adaptive"},
         {"rule": "bptt"},
         {"n_alif": 0},
+        {"density": 0.3},
     ],
     ids=lambda changes: "-".join(map(str, changes.values())) or "default",
 )
@@ -77,6 +78,29 @@ def test_every_learner_leaves_whole_results(whole, tmp_path, changes):
     assert ["validation_error" in row for row in rows] == [False, False, True] * 2 + [False]
     assert all(row["rate_hz"] > 10 for row in rows)
     assert_drawn(figure.draw(config.folder))
+
+
+def test_a_sparse_network_rewires(tmp_path):
+    """As many synapses stay; the running average of a new one begins with it."""
+    config = small(tmp_path, density=0.3, learning_rate=0.1)
+    step, batch = jax.jit(experiment.make_step(config)), experiment.make_batches(config)
+    state, n_new = experiment.init(config), 0
+    assert state.training.network.w_rec.shape == (8, 2)
+    for iteration in range(1, 6):
+        before, (state, _) = state, step(state, batch(iteration))
+        was, average, now = (
+            net.layers[0].recurrent
+            for net in (before.average, state.average, state.training.network)
+        )
+        np.testing.assert_array_equal(average.indices, now.indices)
+        changed = np.asarray(now.indices != was.indices)
+        keep = min(config.averaging, iteration / (iteration + 9))
+        expected = np.where(changed, 0, was.weights + (1 - keep) * (now.weights - was.weights))
+        np.testing.assert_allclose(average.weights, expected, rtol=1e-7, atol=1e-9)
+        n_new += changed.sum()
+    assert n_new > 2
+    with pytest.raises(ValueError, match=r"density = 1\.5 .* at most 1"):
+        experiment.init(small(tmp_path, density=1.5))
 
 
 def test_the_rule_is_what_differs(tmp_path):

@@ -49,6 +49,7 @@ LEVELS = [
     {"decisions"},
     {"acting"},
     {"training", "streaming", "online", "rewards"},
+    {"rewiring"},
     {""},
 ]
 """What may be imported by all that comes later. `cells` is the folder's own `__init__`, as a name

@@ -4,11 +4,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
 from .. import checks
 from .abstract import AbstractSynapses
-from .dense import presynaptic_signs
+from .dense import magnitude, presynaptic_signs
 
 
 class Sparse(AbstractSynapses):
@@ -27,6 +27,7 @@ class Sparse(AbstractSynapses):
     indices: Int[Array, "n_post fan_in"]
     signs: Int[Array, " n_pre"] | None
     n_pre: int = eqx.field(static=True)
+    autapses: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Sparse(AbstractSynapses):
         *,
         n_pre: int,
         signs: ArrayLike | None = None,
+        autapses: bool = True,
     ):
         """**Arguments:**
 
@@ -43,6 +45,8 @@ class Sparse(AbstractSynapses):
           that occurs twice in a row has two synapses.
         - `n_pre`: number of presynaptic neurons.
         - `signs`: +1 or -1 for each presynaptic neuron.
+        - `autapses`: whether a neuron may have a synapse to itself. If not, as for recurrent
+          synapses of cells with one current, `indices` must have none, and rewiring makes none.
 
         Raises `ValueError` or `TypeError` for arrays that don't fit.
         """
@@ -58,6 +62,15 @@ class Sparse(AbstractSynapses):
         self.weights = checks.finite("weights", checks.float_array("weights", array, array.shape))
         self.indices = jnp.asarray(at, jnp.int32)
         self.signs = None if signs is None else presynaptic_signs(signs, n_pre)
+        self.autapses = checks.switch("autapses", autapses)
+        if not autapses:
+            _check_squareness(n_pre, len(at))
+            itself = (at == np.arange(n_pre)[:, None]).any(1)
+            if itself.any():
+                raise ValueError(
+                    f"neuron {itself.argmax()} has a synapse to itself, with autapses=False: write "
+                    f"other indices, or autapses=True"
+                )
 
     @staticmethod
     def random(
@@ -81,26 +94,81 @@ class Sparse(AbstractSynapses):
             raise ValueError(
                 f"fan_in = {fan_in} must be from 1 to {n_others}, the neurons there are"
             )
-        if not autapses and n_post != n_pre:
-            raise ValueError(
-                f"autapses=False is for synapses among as many neurons as currents, but n_pre = "
-                f"{n_pre} and n_post = {n_post}: write Sparse(weights, indices, n_pre={n_pre})"
-            )
+        if not autapses:
+            _check_squareness(n_pre, n_post)
         indices = _subsets(rng, n_others, n_post, fan_in)
         if not autapses:
             indices += indices >= np.arange(n_post)[:, None]
         weights = jax.random.normal(for_weights, (n_post, fan_in)) / np.sqrt(fan_in)
-        return Sparse(weights, indices, n_pre=n_pre, signs=signs)
+        return Sparse(weights, indices, n_pre=n_pre, signs=signs, autapses=autapses)
 
     @property
     def n_post(self) -> int:
         """Number of postsynaptic currents."""
         return self.weights.shape[0]
 
+    def rewired(
+        self, before: "Sparse", key: PRNGKeyArray
+    ) -> tuple["Sparse", Bool[Array, "n_post fan_in"]]:
+        """DEEP R: each synapse whose weight has crossed zero since `before` goes, another comes.
+
+        The new one begins at zero, in the same place of the arrays. Its presynaptic neuron is
+        drawn from all that the postsynaptic one doesn't hear, that of the old one included, each
+        equally likely; so the fan-in stays. What it becomes is decided by `signs`, where there
+        are, else by its first update: a synapse keeps its sign as long as it lives.
+
+        Returns the synapses, and which of them are new. It is a pure function of arrays, for
+        `jax.jit`; its memory goes with the number of synapses.
+
+        Raises `ValueError` if `before` has other shapes, or `fan_in` is more than there are
+        neurons to hear.
+
+        Bellec, Kappel, Maass, Legenstein 2018, "Deep rewiring: training very sparse deep networks",
+        where the number of synapses is kept in all, not for each neuron, and the sign of each pair
+        of neurons is drawn beforehand.
+        """
+        n_post, fan_in = self.weights.shape
+        if before.weights.shape != self.weights.shape:
+            raise ValueError(
+                f"weights have shape {self.weights.shape}, but before the update they had "
+                f"{before.weights.shape}"
+            )
+        n_others = self.n_pre if self.autapses else self.n_pre - 1
+        if fan_in > n_others:
+            raise ValueError(
+                f"fan_in = {fan_in} is more than the {n_others} neurons that one can hear: "
+                f"such synapses can't rewire"
+            )
+        was, now = jnp.sign(before.weights), jnp.sign(self.weights)
+        if self.signs is not None:  # there what is stored at zero acts as what is above it
+            was = jnp.where(was < 0, -1, 1).astype(was.dtype)
+        new = was * now < 0
+
+        def drawn(key: PRNGKeyArray) -> Int[Array, "n_post fan_in"]:
+            others = jax.random.randint(key, (n_post, fan_in), 0, n_others, jnp.int32)
+            if self.autapses:
+                return others
+            itself = jnp.arange(n_post, dtype=jnp.int32)[:, None]
+            return jnp.where(others < itself, others, others + 1)
+
+        def redraw(carry):  # what is twice in a row, until nothing is
+            indices, key = carry
+            key, now = jax.random.split(key)
+            return jnp.where(_heard_twice(indices, new), drawn(now), indices), key
+
+        first, later = jax.random.split(key)
+        start = (jnp.where(new, drawn(first), self.indices), later)
+        indices, _ = jax.lax.while_loop(
+            lambda carry: _heard_twice(carry[0], new).any(), redraw, start
+        )
+        weights = jnp.where(new, jnp.zeros((), self.weights.dtype), self.weights)
+        changed = eqx.tree_at(lambda s: (s.weights, s.indices), self, (weights, indices))
+        return changed, new
+
     def effective(self) -> Float[Array, "n_post fan_in"]:
         if self.signs is None:
             return self.weights
-        return self.signs.astype(self.weights.dtype)[self.indices] * jnp.abs(self.weights)
+        return self.signs.astype(self.weights.dtype)[self.indices] * magnitude(self.weights)
 
     def currents(self, w: Array, pre: Array) -> Array:
         # Step by step, and gathered again for a derivative: as much memory as there are synapses.
@@ -124,6 +192,28 @@ def _gathered_sum(
     """Σ_f w_jf pre_index(j, f); XLA makes one loop of it, in which nothing gathered is stored."""
     w = w.reshape(*[1] * (pre.ndim - 1), *w.shape)
     return (pre[..., indices] * w).sum(-1)
+
+
+def _heard_twice(
+    indices: Int[Array, "n_post fan_in"], new: Bool[Array, "n_post fan_in"]
+) -> Bool[Array, "n_post fan_in"]:
+    """Which of the new synapses come from a neuron that another one of their row comes from.
+
+    Of several new ones all but the first; it doesn't depend on which neurons they are.
+    """
+    # By neuron, and of one neuron the new ones last; the sort is stable.
+    order = jnp.argsort(2 * indices + new.astype(indices.dtype), axis=1)
+    heard = jnp.take_along_axis(indices, order, axis=1)
+    same = jnp.pad(heard[:, 1:] == heard[:, :-1], ((0, 0), (1, 0)))
+    return jnp.put_along_axis(jnp.zeros_like(new), order, same, axis=1, inplace=False) & new
+
+
+def _check_squareness(n_pre: int, n_post: int) -> None:
+    if n_post != n_pre:
+        raise ValueError(
+            f"autapses=False is for synapses among as many neurons as currents, but n_pre = "
+            f"{n_pre} and n_post = {n_post}: write Sparse(weights, indices, n_pre={n_pre})"
+        )
 
 
 def _subsets(
