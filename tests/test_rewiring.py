@@ -24,14 +24,19 @@ def sparse(fan_in=FAN_IN, seed=0, **options):
     return eprop.Sparse.random(N, N, fan_in, key=jax.random.key(seed), **options)
 
 
-def updated(synapses, seed=1, size=0.5):
+def updated(synapses):
     """After an update by which some weights cross zero."""
-    update = size * jax.random.normal(jax.random.key(seed), synapses.weights.shape)
+    update = 0.5 * np.random.default_rng(0).normal(size=synapses.weights.shape)
     return eqx.tree_at(lambda s: s.weights, synapses, synapses.weights + update)
 
 
-def rewired(before, key=KEY, seed=1):
-    return updated(before, seed).rewired(before, key)
+@eqx.filter_jit
+def draw(after, before, key=KEY):
+    return after.rewired(before, key)
+
+
+def rewired(before, key=KEY):
+    return draw(updated(before), before, key)
 
 
 def by_hand(before, after):
@@ -47,12 +52,13 @@ def by_hand(before, after):
 # One update.
 
 
-@pytest.mark.parametrize("fan_in", [1, FAN_IN, N - 1])
-@pytest.mark.parametrize("signs", [None, SIGNS], ids=["free", "Dale"])
+@pytest.mark.parametrize(
+    ("fan_in", "signs"), [(1, None), (FAN_IN, None), (FAN_IN, SIGNS), (N - 1, SIGNS)]
+)
 def test_what_goes_and_what_stays(fan_in, signs):
     before = sparse(fan_in, signs=signs)
     after = updated(before)
-    found, new = after.rewired(before, KEY)
+    found, new = draw(after, before)
     np.testing.assert_array_equal(new, by_hand(before, after))
     assert 0.05 < new.mean() < 0.6
     np.testing.assert_array_equal(found.weights, np.where(new, 0, after.weights))
@@ -75,7 +81,7 @@ def test_a_synapse_that_was_there_twice_stays():
     indices = np.tile([3, 3, 5], (N, 1))
     before = eprop.Sparse(np.tile([1.0, 1.0, 1.0], (N, 1)), indices, n_pre=N)
     after = eqx.tree_at(lambda s: s.weights, before, before.weights * jnp.array([[1.0, 1.0, -1.0]]))
-    found, new = after.rewired(before, KEY)
+    found, new = draw(after, before)
     np.testing.assert_array_equal(new, np.tile([False, False, True], (N, 1)))
     np.testing.assert_array_equal(found.indices[:, :2], 3)
     assert (found.indices[:, 2] != 3).all() and len(set(found.indices[:, 2].tolist())) > 5
@@ -84,7 +90,7 @@ def test_a_synapse_that_was_there_twice_stays():
 def test_the_key_decides_and_compiled_it_is_the_same():
     before = sparse()
     found, _ = rewired(before)
-    for again in (rewired(before)[0], eqx.filter_jit(rewired)(before)[0]):
+    for again in (rewired(before)[0], updated(before).rewired(before, KEY)[0]):
         np.testing.assert_array_equal(again.indices, found.indices)
     other, _ = rewired(before, jax.random.key(1))
     np.testing.assert_array_equal(other.weights, found.weights)
@@ -96,18 +102,18 @@ def test_zero_is_no_crossing():
     before = eprop.Sparse(np.array([[1.0, 0.0, 0.0, 0.0, 2.0]]), np.arange(5)[None], n_pre=9)
     now = jnp.array([[0.0, 1.0, -1.0, 0.0, jnp.nan]])
     after = eqx.tree_at(lambda s: s.weights, before, now)
-    found, new = after.rewired(before, KEY)
+    found, new = draw(after, before)
     assert not new.any()
     np.testing.assert_array_equal(found.weights, now)
     with_signs = [
         eprop.Sparse(np.array([w]), np.arange(4)[None], n_pre=9, signs=np.ones(9, int))
         for w in ([1.0, 0.0, 0.0, 0.0], [0.0, 1.0, -1.0, 0.0])
     ]
-    _, new = with_signs[1].rewired(with_signs[0], KEY)
+    _, new = draw(*reversed(with_signs))
     np.testing.assert_array_equal(new, [[False, False, True, False]])
     tiny = eprop.Sparse(np.array([[1e-200]]), np.zeros((1, 1), int), n_pre=9)
     crossed = eqx.tree_at(lambda s: s.weights, tiny, -tiny.weights)
-    assert crossed.rewired(tiny, KEY)[1].all()  # the product of both is -0
+    assert draw(crossed, tiny)[1].all()  # the product of both is -0
 
 
 # Chance.
@@ -128,7 +134,7 @@ def test_new_partners_are_drawn_uniformly():
     n_rows = 9000
     before = eprop.Sparse(np.ones((n_rows, 4)), np.tile([0, 4, 7, 11], (n_rows, 1)), n_pre=12)
     now = jnp.tile(jnp.array([-1.0, 1.0, -1.0, 1.0]), (n_rows, 1))
-    found, _ = eqx.tree_at(lambda s: s.weights, before, now).rewired(before, KEY)
+    found, _ = draw(eqx.tree_at(lambda s: s.weights, before, now), before)
     drawn = found.indices[:, (0, 2)]
     assert not np.isin(drawn, [4, 11]).any()
     counts = pairs_of(drawn)
@@ -153,14 +159,14 @@ def test_so_are_they_without_autapses_and_for_many_keys_at_once():
     before = sparse(1)
     after = eqx.tree_at(lambda s: s.weights, before, -before.weights)
     keys = jax.random.split(KEY, 2000)
-    draw = jax.jit(jax.vmap(lambda key: after.rewired(before, key)[0].indices))
+    of_keys = jax.jit(jax.vmap(lambda key: after.rewired(before, key)[0].indices))
 
     def p_values(drawn):  # of each neuron; if each other one is as likely, they are uniform
         counts = [np.bincount(drawn[:, j], minlength=N) for j in range(N)]
         assert all(of_j[j] == 0 for j, of_j in enumerate(counts))
         return [stats.chisquare(np.delete(of_j, j)).pvalue for j, of_j in enumerate(counts)]
 
-    assert stats.kstest(p_values(np.asarray(draw(keys))[..., 0]), "uniform").pvalue > 0.01
+    assert stats.kstest(p_values(np.asarray(of_keys(keys))[..., 0]), "uniform").pvalue > 0.01
     # Who takes the neighbour in place of the neuron itself draws it twice as often.
     biased, itself = np.random.default_rng(0).integers(N, size=(2000, N)), np.arange(N)
     biased = np.where(biased == itself, (itself + 1) % N, biased)
@@ -226,6 +232,7 @@ def test_its_gradient_is_that_of_a_matrix_at_these_synapses():
 
 OPTIMIZER = optax.chain(optax.add_noise(1e-2, 0.0, 0), optax.adam(0.1))
 TRAIN = eprop.training_step(loss, OPTIMIZER)
+PLAIN = jax.jit(TRAIN)
 
 
 def start(**options):
@@ -244,7 +251,7 @@ def test_training(signs):
     state, n_new = start(signs=signs), []
     for _ in range(15):
         before, (state, _) = state, step(state, (INPUTS, TARGETS))
-        plain, _ = TRAIN(before, (INPUTS, TARGETS)) if len(n_new) == 3 else (None, None)
+        plain, _ = PLAIN(before, (INPUTS, TARGETS)) if len(n_new) == 3 else (None, None)
         was, now = jax.device_get([x.network.layers[0].recurrent for x in (before, state)])
         changed = now.indices != was.indices
         n_new.append(int(changed.sum()))
@@ -295,7 +302,7 @@ def test_all_layers_and_what_is_not_trained():
     optimizer = optax.chain(optax.add_noise(1.0, 0.0, 0), optax.sgd(0.3))
     train = eprop.training_step(loss, optimizer, trainable=trainable)
     before = eprop.init_training(network, eprop.EProp(), optimizer, trainable)
-    plain, _ = train(before, (INPUTS, TARGETS))
+    plain, _ = jax.jit(train)(before, (INPUTS, TARGETS))
     after = eprop.rewire(plain, before, KEY)
     (one,), (two, fixed) = (
         [getattr(layer, kind).indices != getattr(old, kind).indices for kind in kinds]
@@ -307,10 +314,27 @@ def test_all_layers_and_what_is_not_trained():
         )
     )
     assert one.any() and two.any() and not fixed.any()
-    assert (np.asarray(one) != np.asarray(two)).any()
-    again = eprop.rewire(plain._replace(iteration=plain.iteration + 1), before, KEY)
-    at = [x.network.layers[0].recurrent.indices for x in (after, again)]
-    assert (at[0] != at[1]).any()  # each iteration draws anew
+
+
+def test_each_kind_of_synapses_and_each_iteration_draws_for_itself():
+    """All synapses are the same, and all have crossed zero."""
+    kinds = {"w_in": sparse(), "w_rec": sparse()}
+    layers = [eprop.Layer(eprop.LIF(N), key=KEY, **kinds) for _ in range(2)]
+    network = eprop.Network(layers, n_out=2, key=KEY)
+    before = eprop.init_training(network, eprop.EProp(), OPTIMIZER)
+    weights, rest = eqx.partition(network, eqx.is_inexact_array)
+    negative = jax.tree.map(jnp.negative, weights)
+    after = before._replace(network=eqx.combine(negative, rest))
+
+    rewire = jax.jit(lambda state, before: eprop.rewire(state, before, KEY))
+
+    def drawn(state):
+        found = rewire(state, before).network.layers
+        return [np.asarray(x.indices) for layer in found for x in (layer.below, layer.recurrent)]
+
+    at = [*drawn(after), *drawn(after._replace(iteration=after.iteration + 1))]
+    assert len({x.tobytes() for x in at}) == 8
+    np.testing.assert_array_equal(drawn(after), at[:4])
 
 
 # Errors.
