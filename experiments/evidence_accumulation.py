@@ -251,7 +251,7 @@ def averaged(average: eprop.Network, network: eprop.Network, keep: Array) -> epr
     weights, wiring = eqx.partition(network, eqx.is_inexact_array)
     new = eqx.combine(jax.tree.map(lambda a, w: a + (1 - keep) * (w - a), old, weights), wiring)
     was, now = average.layers[0].recurrent, network.layers[0].recurrent
-    if not isinstance(was, eprop.Sparse):
+    if not (isinstance(was, eprop.Sparse) and isinstance(now, eprop.Sparse)):
         return new
     return eqx.tree_at(
         lambda net: net.w_rec, new, jnp.where(was.indices == now.indices, new.w_rec, now.weights)

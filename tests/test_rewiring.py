@@ -189,6 +189,7 @@ def test_signs_are_those_of_the_presynaptic_neurons():
 
 @pytest.mark.parametrize("kind", [eprop.Dense, eprop.Sparse])
 def test_a_weight_of_zero_has_a_gradient_under_signs(kind):
+    """On the side of what is above zero, by JAX's derivative of |w|: or no new one ever left it."""
     w = np.array([[0.0, -2.0, 3.0]])
     where = {"indices": np.zeros((1, 3), int), "n_pre": 1} if kind is eprop.Sparse else {}
     synapses = kind(w, signs=np.array([-1]), **where)

@@ -72,7 +72,7 @@ class Dense(AbstractSynapses):
     def effective(self) -> Float[Array, "n_pre n_post"]:
         w = self.weights
         if self.signs is not None:
-            w = self.signs.astype(w.dtype)[:, None] * magnitude(w)
+            w = self.signs.astype(w.dtype)[:, None] * jnp.abs(w)
         if self.mask is not None:
             w = jnp.where(self.mask, w, jnp.zeros((), w.dtype))
         if self.without_autapses_of:
@@ -139,11 +139,6 @@ def presynaptic_signs(signs: ArrayLike, n_pre: int) -> Array:
             f"neurons: write np.where(np.arange({n_pre}) < n_excitatory, 1, -1)"
         )
     return jnp.asarray(array, jnp.int8)
-
-
-def magnitude(w: Array) -> Array:
-    """|w|, with the derivative 1 at zero: that of `jnp.abs` is 0, by which no weight leaves it."""
-    return jnp.where(w < 0, -w, w)
 
 
 def _mask(mask: Any, shape: tuple[int, ...]) -> Array:

@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
 from .. import checks
 from .abstract import AbstractSynapses
-from .dense import magnitude, presynaptic_signs
+from .dense import presynaptic_signs
 
 
 class Sparse(AbstractSynapses):
@@ -168,7 +168,7 @@ class Sparse(AbstractSynapses):
     def effective(self) -> Float[Array, "n_post fan_in"]:
         if self.signs is None:
             return self.weights
-        return self.signs.astype(self.weights.dtype)[self.indices] * magnitude(self.weights)
+        return self.signs.astype(self.weights.dtype)[self.indices] * jnp.abs(self.weights)
 
     def currents(self, w: Array, pre: Array) -> Array:
         # Step by step, and gathered again for a derivative: as much memory as there are synapses.
