@@ -27,7 +27,7 @@ figures: setup  ## Draw every figure again from results/
 test: setup  ## Run the tests but for slow ones (ARGS="-k name" selects some)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not experiment" $(ARGS)
 
-slow: setup  ## Run those: experiments in a reduced form, programs of the pages, processes killed
+slow: setup  ## Run those: experiments in a reduced form, pages' programs, kills, drawn networks, ...
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow or experiment" $(ARGS)
 
 check: lint  ## While at work, in a minute: lint, and the tests that see most for their time

@@ -22,6 +22,8 @@ from tests import oracle
 from tests.comparison import assert_close, assert_trees_close, relative_error
 from tests.drawn_networks import LayerOptions, Options, draw
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-10
 CHUNKS = [3, 1, 6]  # lengths in turn; no window of 4 fits them
 

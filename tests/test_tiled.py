@@ -31,6 +31,8 @@ from tests.test_compiled import (
     make,
 )
 
+pytestmark = pytest.mark.slow
+
 OF_ONE_POPULATION = [name for name, make in CELLS.items() if not isinstance(make(), list)]
 SURROGATES = [eprop.Triangular(), eprop.Exponential(), eprop.FastSigmoid(), eprop.Arctan()]
 
