@@ -197,8 +197,8 @@ def test_gymnasium_is_needed_for_its_environments_alone():
     assert users == ["environments.py"]
 
 
-def test_scikit_learn_is_needed_for_digits_alone():
+def test_scikit_learn_is_needed_for_digits_and_a_baseline_alone():
     folders = ("eprop", "experiments", "figures")
     paths = [path for folder in folders for path in (ENGINE.parent / folder).rglob("*.py")]
-    users = [path.name for path in paths if any(x.startswith("sklearn") for x in imported(path))]
-    assert users == ["digit_spikes.py"]
+    users = {path.name for path in paths if any(x.startswith("sklearn") for x in imported(path))}
+    assert users == {"digit_spikes.py", "phoneme_baselines.py"}

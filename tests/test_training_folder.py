@@ -400,9 +400,11 @@ class TestFolder:
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 import jax.numpy as jnp, numpy as np
 import eprop
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 
 def step(state, batch):
     return jnp.cos(3 * state) + batch, {"x": state}
