@@ -234,6 +234,9 @@ class Keeper:
         leaves = inexact_leaves({"batch": batch})
         fed = [name for name, leaf in leaves if not jnp.all(jnp.isfinite(leaf))]
         cause = f"; it went in by {', '.join(fed)}" if fed else ""
+        dtypes = [jnp.result_type(x) for x in jax.tree.leaves(batch) if hasattr(x, "dtype")]
+        if not fed and any(jnp.issubdtype(dtype, jnp.integer) for dtype in dtypes):
+            cause = "; nothing of the batch is (is a label outside of 0, ..., n_classes - 1?)"
         return FloatingPointError(
             f"iteration {iteration} gave NaN or infinity: {', '.join(found[:5])}{more}{cause}. "
             f"It is not saved; {self.kept}"

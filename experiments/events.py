@@ -45,6 +45,7 @@ class Recordings(NamedTuple):
     labels: Int[np.ndarray, " n"]
     """Classes from 0."""
     n_features: int
+    """Channels, or pixels and polarities."""
     n_classes: int
 
 
@@ -154,11 +155,23 @@ def read_batch(
 
     A step of `dt` ms has a spike where there was at least one event. What comes after the greatest
     of the `lengths`, in steps, is cut off.
+
+    Raises `ValueError` for events or labels that can't be, naming the recording.
     """
     longest = lengths if isinstance(lengths, int) else max(lengths)
-    spikes = [in_steps(recordings.read(int(i)), recordings.n_features, dt, longest) for i in chosen]
+    n_features, spikes = recordings.n_features, []
+    for i in chosen:
+        times, features = map(np.asarray, recordings.read(int(i)))
+        events = _checked(f"recording {i}", times, features, n_features)
+        spikes.append(in_steps(events, n_features, dt, longest))
     inputs, mask = eprop.pad(spikes, lengths)
-    return inputs, recordings.labels[np.asarray(chosen)], mask
+    labels = np.asarray(recordings.labels)[np.asarray(chosen)]
+    if not ((labels >= 0) & (labels < recordings.n_classes)).all():
+        raise ValueError(
+            f"recordings {list(chosen)} have labels from {labels.min()} to {labels.max()}, but "
+            f"they go from 0 to {recordings.n_classes - 1}"
+        )
+    return inputs, labels, mask
 
 
 def in_steps(
@@ -174,9 +187,14 @@ def in_steps(
 
 
 def _checked(where: str, times: np.ndarray, features: np.ndarray, n_features: int) -> Events:
+    if times.ndim != 1 or times.shape != features.shape:
+        raise ValueError(
+            f"{where} has times of shape {times.shape} and features of {features.shape}, but one "
+            f"of each is needed for each event"
+        )
     if len(times) and not (np.isfinite(times).all() and times.min() >= 0):
         raise ValueError(f"{where} has a time of {times.min()} ms: it is damaged")
-    if features.dtype.kind not in "iu":
+    if len(features) and features.dtype.kind not in "iu":
         raise ValueError(f"{where} has units of dtype {features.dtype}, which must be integers")
     if len(features) and not 0 <= features.min() <= features.max() < n_features:
         raise ValueError(

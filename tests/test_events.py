@@ -1,6 +1,7 @@
 """Readers of recordings of events, on files that are written here, and what is said of bad ones."""
 
 import builtins
+import re
 
 import h5py
 import numpy as np
@@ -202,3 +203,38 @@ class TestMadeUp:
             return np.mean(found.labels[distances.argmin(1)] == found.labels)
 
         assert right(n_parts=5) > 0.9 and right(n_parts=1) < 0.7
+
+
+class TestOwnRecordings:
+    """By a function of the user's own."""
+
+    def read(self, times, features, labels=(0, 1, 2)):
+        def one(_):
+            return events.Events(np.array(times), np.array(features))
+
+        recordings = events.Recordings(one, np.array(labels), n_features=12, n_classes=3)
+        return events.read_batch(recordings, [0, 2], dt=4.0, lengths=50)
+
+    def test_are_read(self):
+        inputs, labels, _ = self.read([9.0, 1.0], [3, 11])
+        assert np.argwhere(inputs[:, 0]).tolist() == [[0, 11], [2, 3]]
+        assert labels.tolist() == [0, 2]
+
+    def test_may_be_empty(self):
+        assert not self.read([], [])[0].any()
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (([1.0, 9.0], [-1, 2]), "recording 0 has units from -1 to 2, but they go from 0 to 11"),
+            (([1.0], [12]), "units from 12 to 12"),
+            (([-9.0], [1]), "a time of -9.0 ms"),
+            (([np.nan], [1]), "a time of nan ms"),
+            (([1.0, 2.0], [1]), "times of shape (2,) and features of (1,)"),
+            (([1.0], [1.5]), "dtype float64, which must be integers"),
+            (([1.0], [1], (1, 2, 3)), "labels from 1 to 3, but they go from 0 to 2"),
+        ],
+    )
+    def test_that_cannot_be(self, given, message):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            self.read(*given)

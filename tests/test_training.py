@@ -322,6 +322,19 @@ class TestNotFinite:
         run = lambda: fit(begun, batches=batches, config={"seed": 1})  # noqa: E731
         assert_raises(run, FloatingPointError, parts)
 
+    @pytest.mark.parametrize("label", [-1, 3])
+    def test_a_label_that_is_no_class(self, label):
+        def step(outputs, labels):
+            return outputs, {"loss": eprop.losses.softmax_cross_entropy(outputs, labels)}
+
+        def run(label):
+            labels = lambda _: np.array([0, label])  # noqa: E731
+            return eprop.fit(step, jnp.zeros((5, 2, 3)), labels, iterations=1, progress=False)
+
+        parts = ["loss = nan; nothing of the batch is", "a label outside of 0, ..., n_classes - 1"]
+        assert_raises(lambda: run(label), FloatingPointError, parts)
+        assert np.isfinite(run(2)[1][0]["loss"])
+
     def test_gradient_of_one_leaf(self):
         """The loss itself is finite: the square root of 0, of weights that begin there."""
         network = eqx.tree_at(lambda net: net.w_out, NETWORK, jnp.zeros_like(NETWORK.w_out))
