@@ -66,7 +66,8 @@ def discriminant_error(train: Sequence[Sentence], test: Sequence[Sentence], cont
             "The linear discriminant is scikit-learn's, which is not installed: "
             "write pip install 'eprop[speech]'"
         ) from None
-    discriminant = LinearDiscriminantAnalysis(solver="lsqr")
+    # Differences of frames depend on frames, so the covariance alone has no inverse.
+    discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=1e-3)
     discriminant.fit(
         np.concatenate([with_context(sentence.features, context) for sentence in train]),
         np.concatenate([sentence.labels for sentence in train]),

@@ -238,6 +238,22 @@ class TestBaselines:
         assert majority > 0.6 and alone < 0.1 and around < 0.2
         assert (config.folder / "summary.json").exists()
 
+    def test_features_that_depend_on_others(self):
+        """Differences of frames, beside the frames: their covariance has no inverse."""
+        rng = np.random.default_rng(0)
+        means = rng.normal(size=(4, 20))
+
+        def sentence(name):
+            labels = np.repeat(rng.integers(0, 4, 15), 4).astype(np.int32)
+            v = means[labels] + rng.normal(size=(60, 20))
+            around = np.pad(v, ((1, 1), (0, 0)), mode="edge")
+            features = np.concatenate([v, around[2:] - around[:-2]], axis=1)
+            return Sentence(name, features.astype(np.float32), labels, labels[::4], 9600)
+
+        train, test = ([sentence(str(i)) for i in range(20)] for _ in range(2))
+        assert baselines.majority_error(train, test) > 0.6
+        assert baselines.discriminant_error(train, test, context=3) < 0.01
+
     def test_context(self):
         found = baselines.with_context(np.arange(4.0)[:, None], 1)
         np.testing.assert_array_equal(found, [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]])
