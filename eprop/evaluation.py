@@ -206,7 +206,7 @@ def advance(
     so_far: NetworkGradients,
 ) -> tuple[Carry, NetworkGradients]:
     """One window of steps: the traces after it, and its gradient added to those `so_far`."""
-    if n_shares() == 1:
+    if n_shares() == 1:  # added in place; shares begin at zero, for `so_far` is their sum already
         return _advance(network, b, records, derivatives, carry, so_far)
 
     def of_share(network: Network, *args: Any) -> tuple[Carry, NetworkGradients]:
