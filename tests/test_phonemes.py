@@ -208,6 +208,10 @@ class TestSettings:
         ctc = read(["reference", "--task", "ctc", "--cell", "lsnn", "--rule", "bptt"])
         assert (ctc.layers, ctc.n_alif, ctc.batch_size, ctc.rule) == (3, 720, 8, "bptt")
         assert ctc.folder.name == "reference_ctc_lsnn_bptt"
+        assert (ctc.v_th, ctc.beta, ctc.rate_penalty) == (0.205, 0.0737, 0)
+        framewise = read(["reference"])
+        assert (framewise.v_th, framewise.beta, framewise.rate_penalty) == (0.205, 0.184, 50)
+        assert (framewise.feedback_decay, ctc.feedback_decay) == (1e-2, 1e-4)
         assert read(["reference", "--layers", "2"]).layers == 2
 
     @pytest.mark.parametrize(

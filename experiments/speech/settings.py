@@ -51,9 +51,9 @@ class Config:
     """Membrane time constant in ms."""
     tau_a: float = 200.0
     """Time constant of the threshold adaptation in ms."""
-    v_th: float = 0.205
+    v_th: float = 4.0
     """Threshold, in units of the membrane potential."""
-    beta: float = 0.184
+    beta: float = 3.6
     """By how much a spike raises an adaptive threshold, in units of the membrane potential."""
     gamma: float = 0.3
     """Height of the pseudo-derivative (dimensionless)."""
@@ -66,9 +66,9 @@ class Config:
     """Sentences per iteration."""
     n_lengths: int = 4
     """Lengths that batches are padded to: as many programs are compiled."""
-    epochs: int = 24
+    epochs: int = 12
     """Times that each sentence is learnt from."""
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     """Adam's, at the beginning."""
     schedule: Literal["cosine", "steps"] = "cosine"
     """How the learning rate goes on: to zero along a cosine, or times 0.3 again and again."""
@@ -84,9 +84,9 @@ class Config:
     """Weight of half the sum of all squared weights."""
     rate_target_hz: float = 10.0
     """Firing rate that the penalty draws each neuron to, in Hz (lsnn only)."""
-    rate_penalty: float = 50.0
+    rate_penalty: float = 5.0
     """Weight of the firing-rate penalty, of squared rates in (spikes/ms)²."""
-    feedback_decay: float = 1e-2
+    feedback_decay: float = 1e-3
     """Adaptive feedback: the fraction of B and of W_out lost at each iteration."""
     check_every: int = 1
     """Epochs between looks at the development sentences, and between checkpoints."""
@@ -110,8 +110,9 @@ class Config:
         return self.results / self.run.format(task=self.task, cell=self.cell, learner=self.learner)
 
 
-OF_LSTM = {"repeats": 1, "tau_readout": None, "rate_penalty": 0.0, "feedback_decay": 1e-3}
+OF_LSTM = {"repeats": 1, "tau_readout": None, "rate_penalty": 0.0}
 OF_CTC = {"tau_readout": None, "feedback_decay": 1e-4, "clip": 1.0, "l2": 0.0}
+OF_REFERENCE_LSNN = {"v_th": 0.205, "beta": 0.184, "rate_penalty": 50.0}
 REFERENCE_CTC = {
     **OF_CTC,
     "rate_penalty": 0.0,
@@ -139,6 +140,8 @@ PRESETS: dict[str, dict[tuple[Task, Cell], dict[str, Any]]] = {
             "learning_rate": 1e-2,
             "ramp": 100,
             "schedule": "steps",
+            "feedback_decay": 1e-2,
+            **OF_REFERENCE_LSNN,
         },
         ("framewise", "lstm"): {
             **OF_LSTM,
@@ -150,7 +153,8 @@ PRESETS: dict[str, dict[tuple[Task, Cell], dict[str, Any]]] = {
             "step_every": 500,
         },
         ("ctc", "lsnn"): {
-            **REFERENCE_CTC, "n_lif": 80, "n_alif": 720, "tau_a": 500.0, "beta": 0.0737
+            **OF_REFERENCE_LSNN, **REFERENCE_CTC,
+            "n_lif": 80, "n_alif": 720, "tau_a": 500.0, "beta": 0.0737,
         },
         ("ctc", "lstm"): {**OF_LSTM, **REFERENCE_CTC, "n_lstm": 250},
     },
