@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import eprop
 
@@ -127,7 +128,19 @@ def _fewer_for_some(n_refractory, draw):
     return np.where(draw(0, 1) < 0.3, n_refractory // 2, n_refractory)
 
 
+def slow_but(quick, values):
+    """Parameters, of which all but the quick ones are for `make slow`: they see little else."""
+    known = list(values)
+    assert set(quick) <= set(known), f"{quick} are not all in {known}"
+    slow = pytest.mark.slow
+    return [
+        x if x in quick else pytest.param(*(x if isinstance(x, tuple) else [x]), marks=slow)
+        for x in known
+    ]
+
+
 CELLS = {"LIF": lif, "ALIF": alif, "CurrentLIF": current_lif, "own cell": dendrite_lif}
+EACH_CELL = pytest.mark.parametrize("cell", slow_but(["ALIF", "own cell"], CELLS))
 
 
 @dataclass(frozen=True)

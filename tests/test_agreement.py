@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import eprop
 import eprop.record
 import eprop.reverse
-from tests.cases import CELLS, Options, make_case, with_layer
+from tests.cases import EACH_CELL, Options, make_case, with_layer
 from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
 
 TOLERANCE = 1e-10
@@ -60,7 +60,7 @@ def on_every_cell(max_examples):
         )
         for chosen in (NO_REFRACTORY_TIME, ONE_STEP, FIVE_STEPS):
             test = example(options=chosen)(test)
-        return pytest.mark.parametrize("cell", CELLS)(test)
+        return EACH_CELL(test)
 
     return decorate
 
@@ -147,7 +147,7 @@ def test_random_feedback(cell, options):
         assert_trees_close(actual, expected, TOLERANCE, f"window={window}")
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@EACH_CELL
 def test_the_oracle_of_random_feedback_with_symmetric_feedback(cell):
     case = make_case(cell)
     oracle = autodiff_with_feedback(case, case.network.w_out)
@@ -209,7 +209,7 @@ def gradients_of(cell):
     return gradients
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@EACH_CELL
 @pytest.mark.parametrize("other", ["bptt", "random"])
 def test_e_prop_differs(cell, other):
     gradients = gradients_of(cell)

@@ -93,7 +93,13 @@ def test_what_is_common(cell, expected):
     assert traced == [expected]
 
 
-@pytest.mark.parametrize(("cell", "expected"), CASES)
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] if i % 4 else [])
+        for i, case in enumerate(CASES)
+    ],
+)
 def test_the_gradient_is_that_of_autodiff(cell, expected):
     """Of the arrays of a cell, too."""
     network = eprop.Network(cell, n_in=2, n_out=2, key=jax.random.key(0))

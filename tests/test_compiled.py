@@ -13,6 +13,7 @@ import pytest
 import eprop
 from eprop.compiled import programs, without_kernels
 from eprop.kernels import Events, Neurons, event_currents, event_product
+from tests.cases import slow_but
 from tests.comparison import assert_close, assert_trees_close, relative_error
 
 KEY = jax.random.key(0)
@@ -118,13 +119,13 @@ def is_compiled(network):
 
 
 @pytest.mark.parametrize("of_layer", OF_LAYER)
-@pytest.mark.parametrize("cell", ["ALIF", "two populations"])
+@pytest.mark.parametrize("cell", slow_but(["two populations"], ["ALIF", "two populations"]))
 def test_layers(cell, of_layer):
     check(make(CELLS[cell](), OF_LAYER[of_layer]), "whole")
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", slow_but(["ALIF", "own"], CELLS))
 def test_cells(cell, rule):
     check(make(CELLS[cell]()), rule)
 
@@ -365,7 +366,7 @@ class OneFunction(eprop.AbstractCell):
         return eprop.Arctan().spike(state.v - 0.5 + 0.1 * jnp.tanh(state.trace))
 
 
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("name", slow_but(["exp", "where", "stack"], ELEMENTWISE))
 def test_operations(name):
     """Each, and its derivative, is JAX's."""
     check(make(OneFunction(ELEMENTWISE[name])), "whole")

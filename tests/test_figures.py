@@ -41,6 +41,7 @@ def test_without_results_the_command_is_named(module, tmp_path, monkeypatch):
     assert all(importlib.util.find_spec(command) for command in commands)
 
 
+@pytest.mark.experiment
 def test_figures_are_drawn_again_from_results(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     numerical_verification.main(["--n-steps", "20", "--run", "a"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import eprop
 from eprop import checkpoints, losses
-from tests.cases import CELLS, Options, make_case
+from tests.cases import EACH_CELL, Options, make_case
 from tests.comparison import (
     assert_alive,
     assert_close,
@@ -82,7 +82,7 @@ def bits(tree):
 class TestGradient:
     """With one update for the whole sequence."""
 
-    @pytest.mark.parametrize("cell", CELLS)
+    @EACH_CELL
     def test_steps(self, cell):
         case = make_case(cell, OPTIONS)
         value, expected = case.value_and_grad(AUTODIFF)

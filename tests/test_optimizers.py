@@ -11,7 +11,7 @@ import optax.contrib
 import pytest
 
 import eprop
-from tests.cases import Options, make_case
+from tests.cases import Options, make_case, slow_but
 from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
 from tests.errors import assert_raises, check
 
@@ -109,7 +109,7 @@ def expected(name):
 
 
 class TestOptimizers:
-    @pytest.mark.parametrize("way", [by_run, by_step, by_fit])
+    @pytest.mark.parametrize("way", slow_but([by_run], [by_run, by_step, by_fit]))
     @pytest.mark.parametrize("name", OPTIMIZERS)
     def test_is_the_loop_written_out(self, name, way):
         network, losses = way(OPTIMIZERS[name])

@@ -13,6 +13,8 @@ from experiments.speech.corpus import Sentence
 from experiments.speech.recogniser import make_recogniser, reverse
 from tests.comparison import assert_close, assert_trees_close, relative_error
 
+pytestmark = pytest.mark.experiment
+
 KEYS = jax.random.split(jax.random.key(0), 4)
 LENGTHS = np.array([9, 5, 7])
 LABELS = jax.random.randint(KEYS[0], (9, 3), 0, 4)

@@ -14,7 +14,7 @@ import pytest
 import eprop
 from eprop import checkpoints, losses
 from tests import oracle
-from tests.cases import CELLS, Options, make_case
+from tests.cases import EACH_CELL, Options, make_case, slow_but
 from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
 from tests.drawn_networks import N_IN as N_DRAWN
 from tests.drawn_networks import LayerOptions, draw
@@ -173,7 +173,7 @@ DRAWN = {
 
 class TestGradient:
     @pytest.mark.parametrize("ends", ENDS)
-    @pytest.mark.parametrize("update_every", [1, 2, 3, 6])
+    @pytest.mark.parametrize("update_every", slow_but([3], [1, 2, 3, 6]))
     def test_double_sum(self, update_every, ends):
         case, script = case_of(), script_of(ends, steps=2)
         rule = eprop.EProp(eprop.RandomFeedback(case.b))
@@ -195,7 +195,7 @@ class TestGradient:
         assert_learns(state, case.network, script.x[:, 0], expected)
 
     @pytest.mark.parametrize("update_every", [1, 3])
-    @pytest.mark.parametrize("cell", CELLS)
+    @EACH_CELL
     def test_every_cell_step_by_step(self, cell, update_every):
         """A decision at each step, symmetric feedback."""
         case, script = case_of(cell), script_of("inside windows", steps=1)
@@ -206,7 +206,7 @@ class TestGradient:
         assert_trees_close(state.optimizer, expected, 1e-12, "gradient of ")
         assert float(np.abs(expected.w_in).max()) > 1e-4
 
-    @pytest.mark.parametrize("name", DRAWN)
+    @pytest.mark.parametrize("name", slow_but(["layers"], DRAWN))
     def test_without_a_critic_in_every_network(self, name):
         """δ is what `learn` is given."""
         drawn = draw(DRAWN[name])

@@ -10,7 +10,7 @@ import pytest
 import eprop
 from eprop import losses
 from eprop.pieces import is_sum_over_time
-from tests.cases import Options, make_case
+from tests.cases import Options, make_case, slow_but
 from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
 from tests.errors import assert_raises
 
@@ -57,7 +57,7 @@ class TestAgreement:
         chunked = streamed(case, window, [50, 1, 30])
         assert_one_gradient(chunked, expected, 1e-10, "in chunks")
 
-    @pytest.mark.parametrize("window", [7, 64])
+    @pytest.mark.parametrize("window", slow_but([7], [7, 64]))
     @pytest.mark.parametrize(("cell", "batch"), [("LIF", 1), ("own cell", 2), ("ALIF", 1)])
     def test_every_cell(self, cell, batch, window):
         case, *expected = long_case(cell, batch)
@@ -65,7 +65,7 @@ class TestAgreement:
         assert_one_gradient(whole, expected, 1e-10, "in one piece")
         assert_one_gradient(streamed(case, window, [64]), expected, 1e-10, "in chunks")
 
-    @pytest.mark.parametrize("window", [1, 7, 64, N_STEPS - 1, None])
+    @pytest.mark.parametrize("window", slow_but([7], [1, 7, 64, N_STEPS - 1, None]))
     @pytest.mark.parametrize("cell", ["ALIF", "own cell"])
     def test_float32(self, cell, window):
         """Multiples of 1/64 as weights, whose sums are exact: no rounding flips a spike."""

@@ -12,6 +12,7 @@ import pytest
 import eprop
 from eprop.common_vectors import common_traces
 from tests import oracle
+from tests.cases import slow_but
 from tests.comparison import assert_close, assert_trees_close, relative_error
 from tests.errors import assert_raises, check
 
@@ -103,7 +104,11 @@ def test_all_constants_have_a_gradient(cell):
 
 @pytest.mark.parametrize(
     ("cell", "shared_first"),
-    [*((cell, True) for cell in RANGES), ("ALIF", False), ("CurrentLIF", False), ("LSTM", False)],
+    slow_but(
+        [("ALIF", True), ("LSTM", True), ("ALIF", False)],
+        [(cell, True) for cell in RANGES]
+        + [(cell, False) for cell in ("ALIF", "CurrentLIF", "LSTM")],
+    ),
 )
 def test_every_window(cell, shared_first):
     network, value, gradients = expected(cell, shared_first)
