@@ -98,7 +98,7 @@ class Config:
     """Firing rate that the penalty draws each neuron to, and at which "scaled" layers begin."""
     rate_penalty: float = 0.01
     """Weight of the firing-rate penalty, of each layer's mean of ((f - f*) / f*)²."""
-    iterations: int = 2200
+    iterations: int = 1100
     """Updates; all images have been seen once after `images` / `batch_size`."""
     check_every: int = 220
     """Iterations between validations, and between checkpoints."""
