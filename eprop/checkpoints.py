@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import files, processes, structure
+from . import checks, files, processes, structure
 from .structure import Field, is_key, is_saved
 from .version import __version__
 
@@ -68,6 +68,7 @@ def save(path: Path | str, state: Any, metadata: Any = None) -> None:
 
     Of several processes (`jax.distributed`) the first one writes; all call this.
     """
+    path = checks.path("path", path, 'save("state.eprop", state)')
     header = {
         "versions": {"eprop": __version__, "jax": jax.__version__, "numpy": np.__version__},
         "metadata": files.as_json(metadata),
@@ -86,7 +87,7 @@ def save(path: Path | str, state: Any, metadata: Any = None) -> None:
             file.write(_first_line(content))
             file.write(content)
 
-        files.write_atomically(Path(path), write)
+        files.write_atomically(path, write)
 
 
 def load(path: Path | str, like: Any) -> tuple[Any, Any]:
@@ -110,14 +111,18 @@ def load(path: Path | str, like: Any) -> tuple[Any, Any]:
     state than `like`: other classes, static fields, functions (by their name and what they close
     over), or leaves of another shape or dtype.
     """
-    header, arrays = _read(Path(path))
+    path = checks.path("path", path, 'load("state.eprop", like=state)')
+    header, arrays = _read(path)
     fields = [Field(*x) for x in header["structure"]]
     leaves = [Leaf(x["path"], tuple(x["shape"]), x["dtype"]) for x in header["leaves"]]
     if found := _differences(fields, leaves, like):
-        raise CheckpointError(
-            f"{path} is of another state: {found}. Build the state with the configuration of the "
-            f"checkpoint (see eprop.checkpoints.read_header), or use another file"
+        remedy = (
+            "Give as `like` all that was saved, and nothing around it"
+            if found.startswith("its class")
+            else "Build the state with the configuration of the checkpoint (see "
+            "eprop.checkpoints.read_header)"
         )
+        raise CheckpointError(f"{path} is of another state: {found}. {remedy}, or use another file")
     loaded = iter(arrays)
     state = jax.tree.map(lambda x: _like(x, next(loaded)) if is_saved(x) else x, like)
     return state, header["metadata"]

@@ -1,6 +1,8 @@
 """Early, clear errors: what was wrong, its value and shape, and what to write instead."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -160,8 +162,8 @@ def array(name: str, value: Any) -> Array:
         if isinstance(value, jax.Array | np.ndarray) and native(value).dtype.kind in "biufc":
             raise
         raise TypeError(
-            f"{name} = {repr(value)[:80]} is no array of numbers: give an array, or nested lists "
-            f"of one length"
+            f"{name} = {_shown(value)} is no array of numbers: give an array, or nested lists of "
+            f"one length"
         ) from error
 
 
@@ -279,14 +281,38 @@ def indices(name: str, value: ArrayLike | Sequence[int], n: int) -> Array:
 def instance(name: str, value: Any, kind: type, examples: str) -> Any:
     """`value` itself; `TypeError` unless it is an instance of `kind`."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name} = {repr(value)[:80]} is no {kind.__name__}: write {examples}")
+        raise TypeError(f"{name} = {_shown(value)} is no {kind.__name__}: write {examples}")
     return value
+
+
+def path(name: str, value: Any, examples: str) -> Path:
+    """`value` as a path; `TypeError` unless it is one."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} = {_shown(value)} is no path: write {examples}")
+    return Path(value)
+
+
+def trainable(value: Any) -> None:
+    """`TypeError` unless `value` says of leaves whether they are trained."""
+    if not isinstance(value, bool) and not callable(value):
+        raise TypeError(
+            f"trainable = {_shown(value)} must be a function of a leaf, such as "
+            f"eqx.is_inexact_array, or a network of booleans"
+        )
 
 
 def function(name: str, value: Any, examples: str) -> None:
     """`TypeError` unless `value` can be called."""
     if not callable(value):
-        raise TypeError(f"{name} = {repr(value)[:80]} is no function: write {examples}")
+        raise TypeError(f"{name} = {_shown(value)} is no function: write {examples}")
+
+
+def _shown(value: Any) -> str:
+    """The beginning of what a value looks like, on one line, and an array's shape."""
+    text = " ".join(repr(value).split())
+    text = text if len(text) <= 80 else f"{text[:77]}..."
+    is_array = isinstance(value, jax.Array | np.ndarray)
+    return f"{text} of shape {value.shape}" if is_array else text
 
 
 def native(x: Any) -> Any:
@@ -315,6 +341,23 @@ def each_step(name: str, tree: Any, n_steps: int, remedy: str) -> None:
                 f"{name}{jax.tree_util.keystr(path)} has shape {shape}, but needs a leading time "
                 f"axis of {n_steps}, as the inputs have: {remedy}"
             )
+
+
+def carries_gradient(function: Callable[[Any], Array], at: Any) -> bool:
+    """Whether a gradient comes back through `function`: by its structure, whatever the numbers."""
+    floats, rest = eqx.partition(at, eqx.is_inexact_array)
+
+    def back(floats: Any) -> Any:
+        value, pullback = jax.vjp(lambda x: function(eqx.combine(x, rest)), floats)
+        traced = jax.make_jaxpr(pullback)(value).jaxpr
+        of_value = traced.invars[0]
+        used = [x for equation in traced.eqns for x in equation.invars] + traced.outvars
+        found.append(any(x is of_value for x in used))
+        return value
+
+    found: list[bool] = []
+    jax.eval_shape(back, floats)
+    return found[-1]
 
 
 def scalar_loss(value: Any) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 
 from . import checkpoints, files, processes, structure
 from .checkpoints import CheckpointError
-from .rows import Row, inexact_leaves
+from .rows import Row, inexact_leaves, named_leaves
 from .structure import Field
 
 CHECKPOINT, BEST, METRICS = "checkpoint.eprop", "best.eprop", "metrics.jsonl"
@@ -60,10 +61,14 @@ class Keeper:
         self.folder, self.identity, self.keep_best = folder, identity, keep_best
         self.writes = folder is not None and processes.is_first()
         self.saved = 0
+        self.begun_with: dict[str, str] = {}
+        """The hyperparameters in the state that the run was begun with."""
         self.best: Best | None = None
         self.best_is_saved = True
         self.batch_before: list[str] | None = None
         """What the last batch before the checkpoint was like, if that is to be compared."""
+        self.numbers_before: list[str] | None = None
+        """Its numbers, likewise."""
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
@@ -81,12 +86,24 @@ class Keeper:
         """
         if self.folder is None:
             return state, [], ""
+        self.begun_with = given = _hyperparameters(state)
         path, metrics = self.folder / CHECKPOINT, self.folder / METRICS
         if not path.exists():
             _check_rows(metrics, files.first_rows(metrics, 1), 0)
             return state, [], ""
         metadata = self._checked_metadata(path)
         loaded, _ = checkpoints.load(path, state)
+        self.begun_with = metadata.get("begun_with", {})
+        for name, there in _hyperparameters(loaded).items():
+            begun_with = self.begun_with.get(name, given[name])
+            if given[name] not in (begun_with, there):
+                raise ValueError(
+                    f"{path} is of a run that was begun with {name} = {begun_with}, not "
+                    f"{given[name]}. It is part of the state, so {there} would be used now: give "
+                    f"this run a folder of its own; to go on from that checkpoint with another "
+                    f"value, load it (eprop.checkpoints.load) and set the value in what you give "
+                    f"to fit"
+                )
         self.saved = metadata["iteration"]
         rows = files.first_rows(metrics, self.saved)
         _check_rows(metrics, rows, self.saved)
@@ -108,6 +125,7 @@ class Keeper:
             what, theirs = "step", [Field(*x) for x in metadata["step"]]
             changed = structure.first_difference(theirs, self.identity.step)
             self.batch_before = metadata["batch"]
+            self.numbers_before = metadata.get("numbers")
         if changed:
             raise ValueError(
                 f"{path} is of a run with another {what} ({changed}): give this one a folder of "
@@ -156,13 +174,24 @@ class Keeper:
                 )
 
     def check_batch(self, batch: Any) -> None:
-        """`ValueError` unless the last batch before the checkpoint, drawn again, is like it."""
+        """`ValueError` unless the last batch before the checkpoint, drawn again, is like it.
+
+        A warning for other numbers: what is drawn at random may be meant so.
+        """
         here = _described(batch)
         if self.batch_before not in (None, here):
             raise ValueError(
                 f"the batch of iteration {self.saved} was {', '.join(self.batch_before or [])} in "
                 f"the run in {self.folder}, but is {', '.join(here)} now: give this run a folder "
                 f"of its own"
+            )
+        if self.numbers_before not in (None, _digests(batch)):
+            warnings.warn(
+                f"the batch of iteration {self.saved}, drawn again, has other numbers than in the "
+                f"run in {self.folder}, which goes on with these. For other data give a folder of "
+                f"its own; what is drawn at random is the same again by "
+                f"np.random.default_rng(iteration)",
+                stacklevel=3,
             )
 
     def begin(self) -> None:
@@ -200,7 +229,9 @@ class Keeper:
         metadata = {
             "iteration": iteration,
             "best": None if self.best is None else self.best.iteration,
+            "begun_with": self.begun_with,
             "batch": _described(batch),
+            "numbers": _digests(batch) if self.identity.config is None else None,
             **self.identity._asdict(),
         }
         checkpoints.save(self.folder / CHECKPOINT, state, metadata)
@@ -276,13 +307,27 @@ def _with_digests(tree: Any) -> dict[str, str]:
     """What a pytree is, by path; of arrays that a process has whole, part of their SHA-256 too."""
     found = dict(structure.describe(tree))
     leaves = [x for x in jax.tree.leaves(tree) if structure.is_saved(x)]
-    for leaf, x in zip(checkpoints.describe(tree), leaves, strict=True):
-        x = jax.random.key_data(x) if structure.is_key(x) else x
-        is_whole = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
-        digest = hashlib.sha256(np.asarray(x).tobytes()).hexdigest()[:8] if is_whole else "shared"
+    for leaf, x, digest in zip(checkpoints.describe(tree), leaves, _digests(tree), strict=True):
         is_array = hasattr(x, "dtype")
         found[leaf.path] = f"{leaf.dtype}{list(leaf.shape)} {digest}" if is_array else repr(x)
     return found
+
+
+def _digests(tree: Any) -> list[str]:
+    """Part of the SHA-256 of each array; not of one that other processes have parts of."""
+
+    def digest(x: Any) -> str:
+        x = jax.random.key_data(x) if structure.is_key(x) else x
+        is_whole = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+        return hashlib.sha256(np.asarray(x).tobytes()).hexdigest()[:8] if is_whole else "shared"
+
+    return [digest(x) for x in jax.tree.leaves(tree) if structure.is_saved(x)]
+
+
+def _hyperparameters(state: Any) -> dict[str, str]:
+    """Those of `optax.inject_hyperparams`, by path: settings, though they are in the state."""
+    leaves = [(name, x) for name, x in named_leaves(state) if ".hyperparams." in f".{name}"]
+    return {name: str(processes.whole(x)) for name, x in leaves}
 
 
 def _described(batch: Any) -> list[str]:

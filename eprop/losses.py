@@ -114,10 +114,15 @@ def _labels(
     labels: ArrayLike, outputs: Array, weights: Float[Array, "time batch"], name: str = "labels"
 ) -> Int[Array, "time batch"]:
     """Labels of each step; an error where they are no classes and count, if that is known."""
-    if not isinstance(labels, jax.Array):
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(labels)):
+        labels = checks.array(name, labels)
+    elif not isinstance(labels, jax.Array):
         labels = np.asarray(labels)  # in all its bits: JAX may cut them off
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"{name} have dtype {labels.dtype}, but must be integers: class indices")
+        raise TypeError(
+            f"{name} have dtype {labels.dtype}, but must be integers, class indices: of "
+            f"names write np.unique(names, return_inverse=True)[1], of one-hot rows rows.argmax(-1)"
+        )
     if labels.shape not in (outputs.shape[:2], outputs.shape[1:2]):
         raise ValueError(
             f"{name} have shape {labels.shape}, but outputs of shape {outputs.shape} need "

@@ -63,6 +63,10 @@ class Info(NamedTuple):
     axis."""
 
 
+STATE = "learner.init(batch), and from then on state, info = learner.run(state, chunk)"
+"""Where a state comes from."""
+
+
 class Observed(NamedTuple):
     """What a window of steps was like, without an update: the summed loss, and all else of each
     step, with a leading time axis.
@@ -154,6 +158,7 @@ class OnlineLearner(eqx.Module):
         self.update_every = checks.positive_int("update_every", update_every)
         self.rate_penalty = learner_state.checked_penalty(rate_penalty)
         self.tau_rate = checks.duration("tau_rate", tau_rate)
+        checks.trainable(trainable)
         self.trainable = trainable
         if rule.window is not None and update_every % min(rule.window, update_every):
             raise ValueError(
@@ -190,8 +195,8 @@ class OnlineLearner(eqx.Module):
 
         Raises as `run` does.
         """
-        checks.instance("state", state, LearnerState, "learner.init(batch)")
-        is_plain = _is_plain((state, x_t, target_t, done))
+        checks.instance("state", state, LearnerState, STATE)
+        is_plain = hasattr(x_t, "shape") and _is_plain((state, x_t, target_t, done))
         if not is_plain:
             x_t, done = checks.array("x_t", x_t), None if done is None else jnp.asarray(done)
             checks.no_lists("target_t", target_t)
@@ -223,6 +228,7 @@ class OnlineLearner(eqx.Module):
         them, and `FloatingPointError` if a loss, gradient or weight comes out as NaN or infinite.
         The state given is as it was, whatever happens.
         """
+        checks.instance("state", state, LearnerState, STATE)
         if not isinstance(chunk, tuple) or len(chunk) not in (2, 3):
             raise TypeError(
                 f"a chunk is a {type(chunk).__name__}, but must be a tuple, (inputs, targets) or "
@@ -230,7 +236,6 @@ class OnlineLearner(eqx.Module):
             )
         inputs, targets, done = (*chunk, None)[:3]
         now = (inputs, targets, done)
-        checks.instance("state", state, LearnerState, "learner.init(batch)")
         if not _is_plain((state, now)):
             state, now = self._checked(state, now)
         if not isinstance(state.since_update, jax.core.Tracer) and state.since_update:
@@ -280,7 +285,7 @@ class OnlineLearner(eqx.Module):
 
     def _fitting(self, state: LearnerState, now: Any) -> tuple[LearnerState, Any]:
         """The same without a look at their numbers, so once for each compiled program will do."""
-        checks.instance("state", state, LearnerState, "learner.init(batch)")
+        checks.instance("state", state, LearnerState, STATE)
         state = learner_state.fitting(state, self.kinds, self.init)
         inputs, targets, done = now
         inputs = state.network.fitting(inputs)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool
 from .adjoint import derivatives_of
 from .evaluation import Carry, Derivatives, NetworkGradients, advance, forward, init_carry
 from .network import Network
-from .rules import EProp, Loss, call_loss
+from .rules import NO_GRADIENT, EProp, Loss, call_loss
 from .trajectory import NetworkState, Trajectory
 
 
@@ -88,6 +88,8 @@ def _differentiate(
         return call_loss(loss, look(trajectory), targets, has_aux)
 
     (value, aux), d = eqx.filter_value_and_grad(of_trajectory, has_aux=True)(trajectory)
+    if not seen:
+        raise ValueError(NO_GRADIENT)
     d = jax.tree.map(
         lambda x, unseen: None if unseen else x, d, seen[-1], is_leaf=lambda x: x is None
     )

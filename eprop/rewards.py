@@ -103,6 +103,7 @@ class RewardLearner(eqx.Module):
         self.entropy_weight = checks.not_negative("entropy_weight", entropy_weight)
         self.rate_penalty = learner_state.checked_penalty(rate_penalty)
         self.tau_rate = checks.duration("tau_rate", tau_rate)
+        checks.trainable(trainable)
         self.trainable = trainable
         if self.n_actions < 1:
             raise ValueError(

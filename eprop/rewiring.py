@@ -54,8 +54,13 @@ def rewire(state: TrainState, before: TrainState, key: PRNGKeyArray) -> TrainSta
                 f"and training_step: synapses are rewired between sequences, for eligibility "
                 f"traces that are carried on are those of the synapses that were there"
             )
+    after = eqx.error_if(
+        state.iteration,
+        state.iteration < before.iteration,
+        "`state` has done fewer updates than `before`: write rewire(after, before, key)",
+    )
     network, optimizer = state.network, state.optimizer
-    key, n_rewired = jax.random.fold_in(random_key(key), state.iteration), 0
+    key, n_rewired = jax.random.fold_in(random_key(key), after), 0
     for i, layer in enumerate(network.layers):
         for kind, synapses in layer.kinds.items():
             if isinstance(synapses, Sparse):

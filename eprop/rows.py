@@ -22,7 +22,7 @@ LARGEST = 1000
 def recorded(tree: Any) -> tuple[Row, list[str]]:
     """All real numbers and arrays of up to `LARGEST` of them by their path; and what is none."""
     row, left_out = {}, []
-    for name, leaf in _named_leaves(tree):
+    for name, leaf in named_leaves(tree):
         if not name:
             raise TypeError(f"{leaf!r:.80} has no name to be recorded by: return a dictionary")
         if eqx.is_array(leaf) and not is_key(leaf):
@@ -78,9 +78,10 @@ def _count_broken(before: Any, after: Any) -> Array:
 
 def inexact_leaves(tree: Any) -> list[tuple[str, Any]]:
     """The arrays that can hold NaN, by their path."""
-    return [(name, leaf) for name, leaf in _named_leaves(tree) if eqx.is_inexact_array(leaf)]
+    return [(name, leaf) for name, leaf in named_leaves(tree) if eqx.is_inexact_array(leaf)]
 
 
-def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """All leaves, by their path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [(jax.tree_util.keystr(path, simple=True, separator="."), x) for path, x in leaves]

@@ -61,6 +61,7 @@ def stream_value_and_grad(
         raise TypeError(f"rule = {rule} can't follow a stream: write EProp(window=256)")
     checks.function("loss", loss, "loss(trajectory, targets)")
     checks.switch("has_aux", has_aux)
+    checks.trainable(trainable)
     window, several = rule.window, max(2, rule.window)
 
     def advance(network: Network, now: Any, sums: Sums) -> tuple[Sums, Any]:

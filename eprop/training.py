@@ -1,8 +1,9 @@
 """Training: one pure step after another, with evaluations, checkpoints and metrics on disk."""
 
+import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ def init_training(
     """The state before the first `training_step`, which takes the same `trainable`."""
     checks.instance("network", network, Network, "Network(cell, ...)")
     checks.instance("rule", rule, AbstractRule, "EProp() or BPTT()")
+    checks.trainable(trainable)
     opt_state = optimization.checked(optimizer).init(eqx.filter(network, trainable))
     return TrainState(network, rule, opt_state, jnp.zeros((), jnp.int32))
 
@@ -74,6 +76,7 @@ def training_step(
     checks.function("loss", loss, "loss(trajectory, targets)")
     optimization.checked(optimizer)
     checks.switch("has_aux", has_aux)
+    checks.trainable(trainable)
     key = None if key is None else random_key(key)
 
     def step(state: TrainState, batch: tuple[Any, Any]) -> tuple[TrainState, Row]:
@@ -185,7 +188,8 @@ def fit(
       one run at a time.
     - `config`: what the run is of, stored in the checkpoint: a dataclass, or what JSON can hold.
       Without it `step` is compared, as far as can be told, with what it closes over (an optimiser
-      and its numbers), and the shapes of the last batch, which is drawn again for that.
+      and its numbers), and the shapes of the last batch, which is drawn again for that; if its
+      numbers are others there is a warning.
     - `save_every`: iterations between checkpoints; there is one at the end too.
     - `progress`: whether to show a progress bar.
 
@@ -197,8 +201,10 @@ def fit(
 
     Raises `FloatingPointError` where a metric or the state is not finite (infinity may stay where
     it was), before anything of it is saved; `eprop.checkpoints.CheckpointError` for a checkpoint
-    that is damaged or of another state; `ValueError` for one of another `config`, step or batch,
-    and for rows that are not its own, or processes that were given something else than the first;
+    that is damaged or of another state; `ValueError` for one of another `config`, step or batch, or
+    of other hyperparameters of `optax.inject_hyperparams`, which are in the state, for rows that
+    are not its own, for processes that were given something else than the first, and for inputs and
+    weights that hold NaN;
     `RuntimeError` for a folder that another run has in use, and where another process has failed.
     Warns of what is not recorded, and of a run that was begun with other settings.
     """
@@ -279,7 +285,8 @@ def fit(
                 is_judged = iteration % evaluate_every == 0
                 with keeper.noting(iteration):
                     batch, before = drawn(iteration), state
-                    state, info = compiled(before, batch)
+                    with _plainly():
+                        state, info = compiled(before, batch)
                     row = merged({"iteration": iteration}, record(info))
                 broken = broken_numbers(row) + broken_leaves(before, state)
                 if broken:
@@ -363,6 +370,15 @@ def _compiled(step: Step) -> Step:
         return _strongly_typed(after), info
 
     return compiled
+
+
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    """An error of a compiled program is the `ValueError` that it would be outside of one."""
+    try:
+        yield
+    except eqx.EquinoxRuntimeError as error:
+        raise ValueError(str(error).partition("\n")[0]) from None
 
 
 def _strongly_typed(state: Any) -> Any:

@@ -201,7 +201,7 @@ class TestRefused:
             "tuple or list": (
                 ([jnp.ones(2)], (jnp.ones(2),)),
                 CheckpointError,
-                ["its class = list there, tuple here"],
+                ["its class = list there, tuple here", "Give as `like` all that was saved"],
             ),
             "text": (("a", "b"), CheckpointError, ["'a' there, 'b' here"]),
             "optimiser without leaves": (

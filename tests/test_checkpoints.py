@@ -132,6 +132,25 @@ def test_one_state_is_one_file(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+@pytest.mark.usefixtures("as_a_user_has_it")
+@check(
+    {
+        "saved": (
+            lambda: checkpoints.save(network(), "network.eprop"),
+            TypeError,
+            ["path = Network( layers=(", "is no path", 'save("state.eprop", state)'],
+        ),
+        "loaded": (
+            lambda: checkpoints.load(network(), "network.eprop"),
+            TypeError,
+            ["path = Network(", "is no path", 'load("state.eprop", like=state)'],
+        ),
+    }
+)
+def test_swapped_arguments(given, error, parts):
+    assert_raises(given, error, parts)
+
+
 def test_no_pickle(tmp_path):
     given = {"x": np.asarray([object()])}
     assert_raises(

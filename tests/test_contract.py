@@ -205,6 +205,20 @@ class SendsMinusOne(Rate):
         return jnp.where(z > 0, 1.0, -1.0)
 
 
+class SendsBy(Rate):
+    """What is in `gain` says what it sends."""
+
+    def sent(self, z):
+        return self.gain(z)
+
+
+class Rectangular(eprop.AbstractSurrogate):
+    """Nowhere near the states that the cell is looked at in."""
+
+    def pseudo_derivative(self, x):
+        return jnp.where(jnp.abs(x - 1e6) < 0.5, jnp.ones_like(x), jnp.zeros_like(x))
+
+
 class WithStateOf(Rate):
     """A state of the shape in `gain`."""
 
@@ -247,6 +261,22 @@ def refused(cell, error, *parts):
     return lambda: build(cell), error, list(parts)
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        eprop.Triangular().spike,
+        Rectangular().spike,
+        jax.jit(eprop.Triangular().spike),
+        lambda z: jnp.where(z > 0, 0.0, eprop.Triangular().spike(z)),
+        lambda z: z + jax.lax.stop_gradient((z > 0).astype(z.dtype) - z),
+    ],
+    ids=["triangular", "far away", "compiled", "refractory", "straight through"],
+)
+def test_outputs_with_a_gradient_are_taken(sent):
+    """Wherever it is zero: what counts is that there is one."""
+    assert build(SendsBy(4, sent)).n == 4
+
+
 @check(
     {
         "graded": refused(
@@ -255,6 +285,15 @@ def refused(cell, error, *parts):
         "minus one": refused(
             SendsMinusOne(4), ValueError, "SendsMinusOne says spiking = True", "is -1", "0 or 1"
         ),
+        **{
+            name: refused(SendsBy(4, sent), ValueError, "SendsBy.output", "no gradient", ".spike(")
+            for name, sent in {
+                "comparison": lambda z: (z > 0).astype(z.dtype),
+                "selection, compiled": jax.jit(lambda z: jnp.where(z > 0, 1.0, 0.0)),
+                "rounding": lambda z: jnp.round(z),
+                "stopped": lambda z: jax.lax.stop_gradient(z),
+            }.items()
+        },
         "state without batch": refused(
             WithStateOf(4, lambda batch: (4,)), ValueError, "shape (4,)", "[batch, n] = (2, 4)"
         ),

@@ -61,6 +61,11 @@ def in_float32(build):
         "b None": (lambda: eprop.RandomFeedback(None), TypeError, ["b = None", NO_NUMBERS]),
         "b ragged": (lambda: eprop.AdaptiveFeedback(RAGGED), TypeError, ["b = [[", "one length"]),
         "b text": (lambda: eprop.RandomFeedback("b"), TypeError, ["b = 'b'", NO_NUMBERS]),
+        "a layer alone": (
+            network(cell=eprop.Layer(eprop.LIF(3), n_in=2, key=jax.random.key(0))),
+            TypeError,
+            ["cell = Layer( neurons=", "... is no AbstractCell", "[Layer(...)]"],
+        ),
         "no cells": (lambda: eprop.Network([], n_in=1, n_out=1), ValueError, ["there is no cell"]),
         "decay": (
             lambda: eprop.AdaptiveFeedback(np.ones((3, 1)), decay=".1"),
@@ -175,6 +180,31 @@ STREAM = eprop.EProp(window=4)
             TypeError,
             ["network = array", "evaluate(network, inputs, targets)"],
         ),
+        **{
+            f"{name}, {way}": (function, ValueError, ["no gradient", "has_aux=True"])
+            for name, loss in {
+                "accuracy": lambda y, _: jnp.mean((y.outputs.argmax(-1) == 0).astype(float)),
+                "a constant": lambda *_: jnp.ones(()),
+            }.items()
+            for way, function in {
+                "compiled": lambda loss=loss: jax.jit(eprop.value_and_grad(loss, RULE))(
+                    NETWORK, INPUTS, TARGETS
+                ),
+                "online": lambda loss=loss: eprop.OnlineLearner(
+                    NETWORK, loss, RULE, OPTIMIZER, update_every=4
+                ).run(LEARNER.init(BATCH), (INPUTS, OUTPUTS)),
+            }.items()
+        },
+        "trainable": (
+            lambda: eprop.value_and_grad(LOSS, RULE, trainable="w_in"),
+            TypeError,
+            ["trainable = 'w_in'", "function of a leaf", "network of booleans"],
+        ),
+        "trainable of a learner": (
+            lambda: eprop.OnlineLearner(NETWORK, LOSS, RULE, OPTIMIZER, trainable=["w_in"]),
+            TypeError,
+            ["trainable = ['w_in']"],
+        ),
         "lists in a stream": (
             lambda: eprop.stream_value_and_grad(LOSS, STREAM)(
                 NETWORK, [(INPUTS, TARGETS["outputs"].tolist())]
@@ -232,6 +262,15 @@ def test_training(given, error, parts):
     assert_raises(given, error, parts)
 
 
+def test_nan_in_a_compiled_step_is_said_in_one_line():
+    broken = INPUTS.astype(float)
+    broken[3, 0, 1] = np.nan
+    with pytest.raises(ValueError, match="holds NaN") as caught:
+        fit(batches=lambda _: (broken, TARGETS))()
+    assert str(caught.value) == "inputs of shape (12, 2, 3) holds NaN or infinity"
+    assert caught.value.__suppress_context__ and "at iteration 1" in caught.value.__notes__[0]
+
+
 def squared_error(trajectory, targets):
     return 0.5 * jnp.square(trajectory.outputs - targets).sum()
 
@@ -256,6 +295,22 @@ LISTS = TARGETS["outputs"].tolist()
             "of a step": (
                 lambda state: LEARNER.step(state, INPUTS[0], LISTS[0]),
                 ["target_t is a list"],
+            ),
+            "swapped": (
+                lambda state: LEARNER.step(INPUTS[0], state, OUTPUTS[0]),
+                ["state = ", "of shape (2, 3) is no LearnerState", "learner.init(batch)"],
+            ),
+            "swapped chunk": (
+                lambda state: LEARNER.run((INPUTS, OUTPUTS), state),
+                ["state = (", "is no LearnerState", "learner.run(state, chunk)"],
+            ),
+            "not unpacked": (
+                lambda state: LEARNER.run((state, None), (INPUTS, OUTPUTS)),
+                ["state = (LearnerState(", "state, info = learner.run"],
+            ),
+            "a pair as inputs": (
+                lambda state: LEARNER.step(state, (INPUTS[0], OUTPUTS[0]), None),
+                ["x_t = (array(", NO_NUMBERS],
             ),
             "key": (lambda _: LEARNER.init(1, 3), ["key = 3", "jax.random.key(0)"]),
             "text": (lambda state: LEARNER.step(state, "x", LISTS[0]), ["x_t = 'x'", NO_NUMBERS]),
@@ -321,6 +376,11 @@ TRAJECTORY = NETWORK(INPUTS)
             TypeError,
             ["outputs = Trajectory(", NO_NUMBERS],
         ),
+        "names": (
+            lambda: losses.softmax_cross_entropy(OUTPUTS, ["cat", "dog"]),
+            TypeError,
+            ["labels have dtype <U3", "np.unique(names, return_inverse=True)[1]"],
+        ),
         "spikes": (
             lambda: losses.firing_rate_penalty(TRAJECTORY, 10.0, dt=1.0),
             TypeError,
@@ -335,6 +395,14 @@ TRAJECTORY = NETWORK(INPUTS)
 )
 def test_losses(given, error, parts):
     assert_raises(given, error, parts)
+
+
+def test_a_list_of_labels():
+    """Compiled or not: to JAX each of them is an array."""
+    expected = losses.softmax_cross_entropy(OUTPUTS, np.array([0, 1]))
+    for function in (losses.softmax_cross_entropy, jax.jit(losses.softmax_cross_entropy)):
+        np.testing.assert_allclose(function(OUTPUTS, [0, 1]), expected, rtol=1e-12)
+    assert abs(losses.softmax_cross_entropy(OUTPUTS, [1, 0]) - expected) > 1e-3
 
 
 def by_gradient(inputs, targets):

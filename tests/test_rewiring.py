@@ -341,6 +341,18 @@ def test_each_kind_of_synapses_and_each_iteration_draws_for_itself():
 # Errors.
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_swapped_states_would_undo_the_update(compiled):
+    before = start()
+    after = before._replace(iteration=before.iteration + 1)
+    rewire = jax.jit(eprop.rewire) if compiled else eprop.rewire
+    rewire(after, before, KEY)
+    with pytest.raises(
+        Exception, match=r"fewer updates than `before`: write rewire\(after, before"
+    ):
+        jax.block_until_ready(rewire(before, after, KEY))
+
+
 def of_learner():
     learner = eprop.OnlineLearner(make_network(sparse()), loss, eprop.EProp(), optax.sgd(0.1))
     return learner.init()

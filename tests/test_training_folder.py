@@ -124,6 +124,43 @@ class TestWithoutConfiguration:
         _, rows = fit(tmp_path, step=make_step(0.2), config={"seed": 1})
         assert len(rows) == 6
 
+    def test_other_numbers_in_the_batch_are_warned_of(self, begun):
+        with pytest.warns(UserWarning, match=f"batch of iteration 3.* other numbers .*{begun}"):
+            _, rows = fit(begun, batches=lambda i: np.full(3, 2 / i))
+        assert len(rows) == 6
+        fit(begun, iterations=7, batches=lambda i: np.full(3, 2 / i))  # those are its own now
+
+    def test_hyperparameters_in_the_state(self, tmp_path):
+        """The checkpoint's would be used in place of a changed one."""
+
+        def run(rate=0.1, state=None, folder="run", **options):
+            rates = optax.exponential_decay(0.5, 1, 0.5)
+            optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=rate, momentum=rates)
+
+            def step(state, batch):
+                updates, opt = optimizer.update({"w": state["w"]}, state["opt"])
+                return {"w": state["w"] + updates["w"], "opt": opt}, {}
+
+            begin = {"w": jnp.ones(2), "opt": optimizer.init({"w": jnp.ones(2)})}
+            given = begin if state is None else state
+            with jax.numpy_dtype_promotion("standard"):
+                return fit(tmp_path / folder, step, given, **({"config": 1} | options))[0]
+
+        run(iterations=3)
+        before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+        parts = [
+            "begun with opt.hyperparams.learning_rate = 0.1, not 0.2",
+            "so 0.1 would be used",
+            "folder of its own",
+        ]
+        assert_raises(lambda: run(0.2), ValueError, parts)
+        assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+        run(iterations=4)  # the schedule's momentum is another by now
+        after = run(iterations=5)
+        run(state=after)  # what it returned is no other run either
+        assert float(after["opt"].hyperparams["momentum"]) < 0.1
+        run(0.2, folder="another")
+
     def test_an_optimizer(self, tmp_path):
         network = eprop.Network(eprop.LIF(2), n_in=1, n_out=1, key=jax.random.key(0))
 

@@ -8,6 +8,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from .. import checks
 from .abstract import AbstractCell, hidden_variables
 
 BATCH = 2
@@ -19,8 +20,9 @@ def check_cell(cell: AbstractCell) -> None:
 
     Raises `ValueError` for a cell whose own arrays hold NaN or infinity; whose state or output is
     of another shape than `[batch, n]`, or has no hidden variable; whose step changes shapes or
-    dtypes; that mixes neurons or examples, for which e-prop's traces would be wrong; and for one
-    that says `spiking = True` but sends something else than 0 and 1.
+    dtypes; that mixes neurons or examples, for which e-prop's traces would be wrong; whose output
+    lets no gradient back into the state; and for one that says `spiking = True` but sends something
+    else than 0 and 1.
     """
     arrays, rest = eqx.partition(cell, eqx.is_array)
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arrays)):
@@ -45,6 +47,12 @@ def check_cell(cell: AbstractCell) -> None:
                 f"hidden variable, such as its membrane potential"
             )
         _check_shapes(cell, start)
+        if not checks.carries_gradient(cell.output, start):
+            raise ValueError(
+                f"{name}.output lets no gradient back into the state, so nothing before a spike "
+                f"would be learned: comparisons and rounding have none. Write "
+                f"eprop.Triangular().spike((v - v_th) / v_th), or another surrogate's `spike`"
+            )
         outputs, mixed = _probe(rest, arrays)
     if mixed:
         raise ValueError(

@@ -19,6 +19,9 @@ from .. import checks
 from .abstract import AbstractCell, hidden_variables
 from .contract import check_cell
 
+EXAMPLES = "LIF(n), and for layers a list, Network([Layer(...)], n_out=2)"
+"""What to write in place of something that is no cell."""
+
 
 class Port(NamedTuple):
     """One current of one population."""
@@ -46,7 +49,7 @@ class Populations(eqx.Module):
         given: tuple[Any, ...] = tuple(cells) if isinstance(cells, list | tuple) else (cells,)
         if not given:
             raise ValueError("there is no cell: give one, or several, such as [LIF(50), ALIF(50)]")
-        self.cells = tuple(checks.instance("cell", x, AbstractCell, "LIF(n)") for x in given)
+        self.cells = tuple(checks.instance("cell", x, AbstractCell, EXAMPLES) for x in given)
         for cell in self.cells:
             check_cell(cell)
         steps = [cell.dt for cell in self.cells]
