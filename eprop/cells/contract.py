@@ -47,12 +47,6 @@ def check_cell(cell: AbstractCell) -> None:
                 f"hidden variable, such as its membrane potential"
             )
         _check_shapes(cell, start)
-        if not checks.carries_gradient(cell.output, start):
-            raise ValueError(
-                f"{name}.output lets no gradient back into the state, so nothing before a spike "
-                f"would be learned: comparisons and rounding have none. Write "
-                f"eprop.Triangular().spike((v - v_th) / v_th), or another surrogate's `spike`"
-            )
         outputs, mixed = _probe(rest, arrays)
     if mixed:
         raise ValueError(
@@ -66,6 +60,12 @@ def check_cell(cell: AbstractCell) -> None:
         raise ValueError(
             f"{name} says spiking = True, but its output is {odd:g}: return 0 or 1, by a "
             f"surrogate's `spike`, or write spiking = False"
+        )
+    if not checks.carries_gradient(cell.output, start):
+        raise ValueError(
+            f"{name}.output lets no gradient back into the state, so nothing before a spike "
+            f"would be learned: comparisons and rounding have none. Write "
+            f"eprop.Triangular().spike((v - v_th) / v_th), or another surrogate's `spike`"
         )
 
 
