@@ -100,9 +100,8 @@ class Keeper:
                 raise ValueError(
                     f"{path} is of a run that was begun with {name} = {begun_with}, not "
                     f"{given[name]}. It is part of the state, so {there} would be used now: give "
-                    f"this run a folder of its own; to go on from that checkpoint with another "
-                    f"value, load it (eprop.checkpoints.load) and set the value in what you give "
-                    f"to fit"
+                    f"this run a folder of its own. To go on from that checkpoint with another "
+                    f"value, begin there with what eprop.checkpoints.load gives, changed"
                 )
         self.saved = metadata["iteration"]
         rows = files.first_rows(metrics, self.saved)
