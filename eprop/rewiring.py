@@ -45,7 +45,8 @@ def rewire(state: TrainState, before: TrainState, key: PRNGKeyArray) -> TrainSta
 
     Raises `TypeError` for something else than a `TrainState`, such as the state of an
     `OnlineLearner`, whose eligibility traces are those of the synapses that it began with; and
-    `ValueError` for a network without `Sparse` synapses.
+    `ValueError` for a network without `Sparse` synapses. Compiled, too, it raises where the two
+    states are swapped, for that would undo the update.
     """
     for name, given in {"state": state, "before": before}.items():
         if not isinstance(given, TrainState):
@@ -54,13 +55,13 @@ def rewire(state: TrainState, before: TrainState, key: PRNGKeyArray) -> TrainSta
                 f"and training_step: synapses are rewired between sequences, for eligibility "
                 f"traces that are carried on are those of the synapses that were there"
             )
-    after = eqx.error_if(
+    iteration = eqx.error_if(
         state.iteration,
         state.iteration < before.iteration,
         "`state` has done fewer updates than `before`: write rewire(after, before, key)",
     )
     network, optimizer = state.network, state.optimizer
-    key, n_rewired = jax.random.fold_in(random_key(key), after), 0
+    key, n_rewired = jax.random.fold_in(random_key(key), iteration), 0
     for i, layer in enumerate(network.layers):
         for kind, synapses in layer.kinds.items():
             if isinstance(synapses, Sparse):

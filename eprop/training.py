@@ -378,7 +378,8 @@ def _plainly() -> Iterator[None]:
     try:
         yield
     except eqx.EquinoxRuntimeError as error:
-        raise ValueError(str(error).partition("\n")[0]) from None
+        message = str(error).rpartition("EquinoxRuntimeError: ")[2]  # behind the stack inside
+        raise ValueError(message.partition("\n\n---")[0]) from None  # before advice
 
 
 def _strongly_typed(state: Any) -> Any:
