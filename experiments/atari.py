@@ -20,7 +20,6 @@ Presets, named first: "default", and "reference", the hyperparameters of the off
 
 import dataclasses
 import functools
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +30,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from ale_py.vector_env import AtariVectorEnv
 from tqdm import tqdm
 
@@ -40,7 +38,7 @@ from eprop.environments import GymnasiumEnvironments
 from figures.atari import draw
 
 from .learners import make_rule
-from .runs import RunFolder, random_key, resumable
+from .runs import RunFolder, configuration, random_key, resumable
 
 key_of = functools.partial(random_key, ("weights", "feedback", "training", "games"))
 
@@ -311,15 +309,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    args = list(sys.argv[1:] if args is None else args)
-    preset = args.pop(0) if args and args[0] in PRESETS else "default"
-    config = tyro.cli(
-        Config,
-        default=PRESETS[preset],
-        args=args,
-        prog="python -m experiments.atari [default|reference]",
-        description=__doc__,
-    )
+    config = configuration(PRESETS, args, experiment="atari", description=__doc__)
     with resumable():
         summary = run(config)
     figure = draw([config.folder], config.folder / "figure.png")

@@ -14,7 +14,6 @@ A run can be interrupted at any time: the same command goes on from the last che
 import dataclasses
 import functools
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 import eprop
@@ -34,7 +32,7 @@ from figures.fashion_mnist import draw
 from .classification import accuracy, key_of, train
 from .images import FASHION_MNIST, Images, load
 from .learners import make_rule
-from .runs import RunFolder, resumable
+from .runs import RunFolder, configuration, resumable
 
 N_CLASSES = 10
 SIDE = 28
@@ -449,15 +447,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    args = list(sys.argv[1:] if args is None else args)
-    preset = args.pop(0) if args and args[0] in PRESETS else "default"
-    config = tyro.cli(
-        Config,
-        default=PRESETS[preset],
-        args=args,
-        prog="python -m experiments.fashion_mnist [default|quick|plain]",
-        description=__doc__,
-    )
+    config = configuration(PRESETS, args, experiment="fashion_mnist", description=__doc__)
     try:
         with resumable():
             summary = run(config)

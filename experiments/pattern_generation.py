@@ -9,7 +9,6 @@ A run can be interrupted at any time: the same command goes on from the last che
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +24,7 @@ from figures.figS7_pattern_generation import draw
 
 from . import patterns
 from .patterns import Setting
-from .runs import RunFolder, resumable
+from .runs import RunFolder, configuration, resumable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,16 +115,7 @@ def record_trial(
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    args = list(sys.argv[1:] if args is None else args)
-    preset = args.pop(0) if args and args[0] in PRESETS else "default"
-    config = tyro.cli(
-        Config,
-        default=PRESETS[preset],
-        args=args,
-        prog="python -m experiments.pattern_generation [default|lemniscate]",
-        description=__doc__,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    config = configuration(PRESETS, args, experiment="pattern_generation", description=__doc__)
     with resumable():
         summary = run(config)
     figure = draw([config.folder], config.folder / "figure.png")

@@ -28,7 +28,7 @@ import eprop
 from eprop import files
 from figures.fig2_phonemes import draw
 
-from .runs import RunFolder, resumable
+from .runs import RunFolder, configuration, resumable
 from .speech import decoding, objectives
 from .speech.batches import Shapes, batch_of, make_batches, outputs_of, shapes_of
 from .speech.corpus import Corpus, Sentence, load
@@ -168,17 +168,9 @@ def read_arguments(args: Sequence[str]) -> Config:
         task: Task = "framewise"
         cell: Cell = "lsnn"
 
-    args = list(args)
-    name = args.pop(0) if args and args[0] in PRESETS else "default"
-    program = "python -m experiments.phonemes [default|reference]"
-    chosen, _ = tyro.cli(Choice, args=args, return_unknown_args=True, add_help=False)
-    return tyro.cli(
-        Config,
-        default=preset(name, chosen.task, chosen.cell),
-        args=args,
-        prog=program,
-        description=__doc__,
-    )
+    chosen, _ = tyro.cli(Choice, args=list(args), return_unknown_args=True, add_help=False)
+    presets = {name: preset(name, chosen.task, chosen.cell) for name in PRESETS}
+    return configuration(presets, args, experiment="phonemes", description=__doc__)
 
 
 def main(args: Sequence[str] | None = None) -> None:

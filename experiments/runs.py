@@ -7,15 +7,42 @@ Every file is written whole or not at all, and a folder belongs to one configura
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+import tyro
 from jaxtyping import Array
 
 from eprop import files
+
+Settings = TypeVar("Settings")
+
+
+def configuration(
+    presets: Mapping[str, Settings],
+    args: Sequence[str] | None,
+    *,
+    experiment: str,
+    description: str | None,
+) -> Settings:
+    """What the command line says: the name of a preset first, or "default", then what differs.
+
+    `args` is the command line without the program's name; None for this process's own.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    chosen = presets[args.pop(0) if args and args[0] in presets else "default"]
+    return tyro.cli(
+        type(chosen),
+        default=chosen,
+        args=args,
+        prog=f"python -m experiments.{experiment} [{'|'.join(presets)}]",
+        description=description,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
 
 
 class RunFolder:

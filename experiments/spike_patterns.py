@@ -11,7 +11,6 @@ A run can be interrupted at any time: the same command goes on from the last che
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from jaxtyping import Array, Bool, Float, Int
 
 import eprop
@@ -29,7 +27,7 @@ from figures.spike_patterns import draw
 
 from .classification import accuracy, key_of, train
 from .learners import make_rule
-from .runs import RunFolder, resumable
+from .runs import RunFolder, configuration, resumable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,15 +231,7 @@ def record_trial(
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    args = list(sys.argv[1:] if args is None else args)
-    preset = args.pop(0) if args and args[0] in PRESETS else "default"
-    config = tyro.cli(
-        Config,
-        default=PRESETS[preset],
-        args=args,
-        prog="python -m experiments.spike_patterns [default|tutorial]",
-        description=__doc__,
-    )
+    config = configuration(PRESETS, args, experiment="spike_patterns", description=__doc__)
     with resumable():
         summary = run(config)
     figure = draw([config.folder], config.folder / "figure.png")
