@@ -29,12 +29,12 @@ def configuration(
     experiment: str,
     description: str | None,
 ) -> Settings:
-    """What the command line says: the name of a preset first, or "default", then what differs.
+    """What the command line says: a preset by its name, or the first one, then what differs.
 
     `args` is the command line without the program's name; None for this process's own.
     """
     args = list(sys.argv[1:] if args is None else args)
-    chosen = presets[args.pop(0) if args and args[0] in presets else "default"]
+    chosen = presets[args.pop(0) if args and args[0] in presets else next(iter(presets))]
     return tyro.cli(
         type(chosen),
         default=chosen,
