@@ -3,7 +3,9 @@
 A network of LIF and adaptive LIF neurons sees a cue on its left or right, waits a second, and is
 asked for an answer. It draws one of two actions from its policy, and gets a reward of 1 if that is
 the cue's side, of -1 if not. That, and how much it had expected, is all that it learns from.
-With `--task.n-cues 7` it has to count: evidence accumulation by reward alone.
+
+Presets, named first: "default"; and "evidence", where it sees seven cues and has to say on which
+side there were more: evidence accumulation by reward alone.
 
 Several seeds are trained one after another, each for so many trials; accuracy is that of greedy
 answers, the more probable action, on trials that were never used, which are looked at once.
@@ -12,6 +14,7 @@ A run can be interrupted at any time: the same command goes on from the last che
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 import eprop
 from eprop import losses
@@ -70,6 +73,8 @@ class Config:
         default_factory=lambda: EvidenceAccumulation(n_cues=1)
     )
     """The trials. The decision is at their end; the answer's side is that of the (most) cues."""
+    answer_ms: float = 1.0
+    """The decision is by the readouts' mean over so many ms, the last ones of the trial."""
 
     batch_size: int = 64
     """Trials per iteration; every one is new."""
@@ -101,6 +106,13 @@ class Config:
     run: str = "{learner}"
     """Name of this run's own folder in it."""
 
+    def __post_init__(self):
+        if not self.task.dt <= self.answer_ms <= self.task.recall_ms:
+            raise ValueError(
+                f"answer_ms = {self.answer_ms:g} must be from a step, {self.task.dt:g} ms, to the "
+                f"window in which it is asked, {self.task.recall_ms:g} ms"
+            )
+
     @property
     def learner(self) -> str:
         """The rule in one word."""
@@ -109,6 +121,18 @@ class Config:
     @property
     def folder(self) -> Path:
         return self.results / self.run.format(learner=self.learner)
+
+
+PRESETS = {
+    "default": Config(),
+    "evidence": Config(
+        task=EvidenceAccumulation(),
+        answer_ms=150.0,
+        learning_rate=5e-3,
+        seeds=(21, 22, 23),
+        results=Path("results/evidence_by_reward"),
+    ),
+}
 
 
 class State(NamedTuple):
@@ -150,17 +174,16 @@ def make_loss(config: Config):
 
     def loss(trajectory: eprop.Trajectory, targets: tuple[Int[Array, " batch"], PRNGKeyArray]):
         labels, key = targets
-        decided = trajectory.outputs[-1]
+        decided = decisive(config, trajectory.outputs)
         actions = jax.random.categorical(key, jax.lax.stop_gradient(decided[:, :-1]))
         rewards = rewards_of(actions, labels)
         actor_critic = losses.actor_critic(
-            trajectory.outputs,
+            decided[None],
             actions[None],
             rewards[None],
             terminated=jnp.ones((1, len(labels)), bool),
             truncated=jnp.zeros((1, len(labels)), bool),
             discount=1.0,
-            every=len(trajectory.outputs),
             value_weight=config.value_weight,
             entropy_weight=config.entropy_weight,
         )
@@ -177,6 +200,13 @@ def make_loss(config: Config):
         return actor_critic + config.rate_penalty * penalty, info
 
     return loss
+
+
+def decisive(
+    config: Config, outputs: Float[Array, "time batch n_out"]
+) -> Float[Array, "batch n_out"]:
+    """The readouts that the decision is made by."""
+    return outputs[-round(config.answer_ms / config.task.dt) :].mean(0)
 
 
 def rewards_of(actions: Array, labels: Array) -> Array:
@@ -220,7 +250,7 @@ def make_accuracy(config: Config, n_batches: int) -> Callable[[eprop.Network, Ar
     def accuracy(network: eprop.Network, key: Array) -> Array:
         def one(key):
             trials = config.task.sample(key, config.batch_size)
-            actions = jnp.argmax(network(trials.inputs).outputs[-1, :, :-1], axis=-1)
+            actions = jnp.argmax(decisive(config, network(trials.inputs).outputs)[:, :-1], axis=-1)
             return jnp.mean(rewards_of(actions, trials.labels) > 0)
 
         return jax.lax.map(one, jax.random.split(key, n_batches)).mean()
@@ -296,11 +326,13 @@ def record_trial(config: Config, network: eprop.Network) -> dict[str, Array]:
 
 
 def main(args: Sequence[str] | None = None) -> None:
+    args = list(sys.argv[1:] if args is None else args)
+    preset = args.pop(0) if args and args[0] in PRESETS else "default"
     config = tyro.cli(
         Config,
-        default=Config(),
+        default=PRESETS[preset],
         args=args,
-        prog="python -m experiments.delayed_reward",
+        prog="python -m experiments.delayed_reward [default|evidence]",
         description=__doc__,
     )
     with resumable():

@@ -2,6 +2,7 @@
 
 python -m figures.delayed_reward                              # all finished runs
 python -m figures.delayed_reward results/delayed_reward/*/    # these runs
+python -m figures.delayed_reward results/evidence_by_reward/*/
 
 Trials are of the first seed, by random feedback if it is among the runs.
 """
@@ -50,12 +51,13 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
 
 
 def _trials(figure: SubFigure, run: Run) -> None:
-    """A trial with the cue on either side, in a column each."""
+    """A trial with the (most) cues on either side, in a column each."""
     dt, trial = run.config["task"]["dt"], run.trial
+    what = "The cue is" if run.config["task"]["n_cues"] == 1 else "More cues are"
     panels = figure.subplots(4, 2, sharex=True, sharey="row", height_ratios=(1.6, 2, 1, 1.2))
     for k, (inputs, spikes, thresholds, outputs) in enumerate(panels.T):
         plotting.raster(inputs, trial["inputs"][:, k], dt)
-        inputs.set_title(f"{'ab'[k]}   The cue is on the {SIDES[int(trial['labels'][k])]}")
+        inputs.set_title(f"{'ab'[k]}   {what} on the {SIDES[int(trial['labels'][k])]}")
         plotting.raster(spikes, trial["spikes"][:, k], dt)
         adapting = trial["thresholds"][:, k]
         if adapting.shape[-1]:

@@ -11,6 +11,7 @@ import eprop
 from eprop.files import read_rows
 from eprop.tasks import EvidenceAccumulation
 from experiments import delayed_reward as experiment
+from experiments import evidence_accumulation
 from experiments.learners import make_rule
 from figures import delayed_reward as figure
 from tests.test_experiments import assert_drawn, assert_options, help_of
@@ -84,6 +85,42 @@ def test_a_reward_is_for_the_right_side():
     assert rewards.tolist() == [1, 1, -1, -1]
 
 
+def test_an_answer_is_the_mean_of_the_last_readouts():
+    outputs = jax.random.normal(jax.random.key(0), (SMALL.task.n_steps, 2, 3))
+    for answer_ms, n_last in [(1.0, 1), (4.0, 4), (10.0, 10)]:
+        config = dataclasses.replace(SMALL, answer_ms=answer_ms)
+        found = experiment.decisive(config, outputs)
+        np.testing.assert_allclose(found, outputs[-n_last:].mean(0), rtol=1e-12)
+    for answer_ms in (0.0, 0.4, 10.5):
+        with pytest.raises(ValueError, match="answer_ms"):
+            dataclasses.replace(SMALL, answer_ms=answer_ms)
+
+
+def test_evidence_is_that_of_the_supervised_experiment():
+    """Its trials and its neurons; only what is said about answers is less."""
+    mine, supervised = experiment.PRESETS["evidence"], evidence_accumulation.Config()
+    assert mine.task == supervised.task and mine.task.n_cues == 7
+    for name in ("n_lif", "n_alif", "tau_v", "tau_a", "tau_out", "v_th", "beta", "gamma"):
+        assert getattr(mine, name) == getattr(supervised, name)
+    assert mine.refractory_ms == supervised.refractory_ms
+
+
+def test_several_cues_in_short(tmp_path):
+    """Named by its preset, as on the command line."""
+    options = {
+        "task.n-cues": 3, "task.cue-ms": 20, "task.interval-ms": 25, "task.delay-ms": 15,
+        "task.recall-ms": 10, "task.rate-hz": 200, "answer-ms": 10, "n-lif": 8, "n-alif": 8,
+        "v-th": 0.3, "seeds": 0, "batch-size": 8, "iterations": 2, "check-every": 1,
+        "validation-batches": 1, "test-batches": 2, "results": tmp_path,
+    }  # fmt: skip
+    experiment.main(["evidence", *(str(x) for k, v in options.items() for x in (f"--{k}", v))])
+    assert_drawn(tmp_path / "random" / "figure.png")
+    rows = read_rows(tmp_path / "random" / "seed0" / "metrics.jsonl")
+    assert len(rows) == 2 and rows[0]["rate_hz"] > 1
+    with np.load(tmp_path / "random" / "trial.npz") as trial:
+        assert len(trial["inputs"]) == 3 * 25 + 15 + 10
+
+
 def test_what_is_drawn_is_of_either_side(runs):
     config, _ = runs["random"]
     with np.load(config.folder / "trial.npz") as trial:
@@ -118,4 +155,6 @@ def test_it_learns_without_a_delay():
 
 
 def test_help():
-    assert_options(help_of("delayed_reward"), experiment.Config)
+    text = help_of("delayed_reward")
+    assert_options(text, experiment.Config)
+    assert all(preset in text for preset in experiment.PRESETS)
