@@ -84,7 +84,7 @@ class Config:
     """Weights are judged as their running average, this much of which is kept at each iteration
     (0: the last weights themselves)."""
     value_weight: float = 0.5
-    """C_V, of the value's error."""
+    """C_V, of the value's error; 0 for no critic: the value stays as good as 0."""
     entropy_weight: float = 1.0
     """c, by which the policy's entropy is rewarded. So much keeps it from being sure too early: the
     gradient of a policy that is sure is almost zero, whether it is right or not."""
@@ -129,7 +129,10 @@ PRESETS = {
         task=EvidenceAccumulation(),
         answer_ms=150.0,
         learning_rate=5e-3,
-        seeds=(21, 22, 23),
+        value_weight=0.0,
+        entropy_weight=2.0,
+        iterations=200,
+        seeds=(21, 22),
         results=Path("results/evidence_by_reward"),
     ),
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import equinox as eqx
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,8 @@ def test_runs_leave_whole_results(tmp_path):
         config = dataclasses.replace(SMALL, results=tmp_path, **changes)
         summary = experiment.run(config, progress=False)
         assert config.folder.name == name and summary["seeds"] == [0, 3]
-        assert all(8 <= found <= 500 for found in summary["test_decisions"])
+        for found in (*summary["test_decisions"], *summary["greedy_decisions"]):
+            assert 8 <= found <= 500
         for seed in config.seeds:
             rows = read_rows(config.folder / f"seed{seed}" / "metrics.jsonl")
             assert [row["iteration"] for row in rows] == [1, 2, 3]
@@ -99,6 +101,16 @@ def test_runs_leave_whole_results(tmp_path):
         folders.append(config.folder)
     assert_drawn(figure.draw(folders, tmp_path / "all.png"))
     assert_drawn(figure.draw(folders[-1:], tmp_path / "one.png"))
+
+
+def test_greedy_actions_are_the_more_probable_ones():
+    """Drawn from a policy of as good as one half each, actions are of both kinds."""
+    network = experiment.make_learner(SMALL, 0).network
+    network = eqx.tree_at(lambda net: net.w_out, network, network.w_out * 1e-6)
+    tests = [experiment.test(SMALL, network, 0, greedy=greedy) for greedy in (False, True)]
+    for course, greedy in zip([course for _, course in tests], (False, True), strict=True):
+        likely = course["outputs"][:, -1, :-1].argmax(-1)
+        assert course["spikes"].any() and (course["actions"] == likely).all() == greedy
 
 
 def test_help():
