@@ -14,7 +14,6 @@ A run can be interrupted at any time: the same command goes on from the last che
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 import eprop
@@ -33,7 +31,7 @@ from eprop.tasks import EvidenceAccumulation
 from figures.delayed_reward import draw
 
 from .learners import make_rule
-from .runs import RunFolder, random_key, resumable
+from .runs import RunFolder, configuration, random_key, resumable
 
 key_of = functools.partial(
     random_key, ("weights", "feedback", "training", "validation", "test", "figure")
@@ -329,15 +327,7 @@ def record_trial(config: Config, network: eprop.Network) -> dict[str, Array]:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    args = list(sys.argv[1:] if args is None else args)
-    preset = args.pop(0) if args and args[0] in PRESETS else "default"
-    config = tyro.cli(
-        Config,
-        default=PRESETS[preset],
-        args=args,
-        prog="python -m experiments.delayed_reward [default|evidence]",
-        description=__doc__,
-    )
+    config = configuration(PRESETS, args, experiment="delayed_reward", description=__doc__)
     with resumable():
         summary = run(config)
     figure = draw([config.folder], config.folder / "figure.png")
