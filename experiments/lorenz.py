@@ -54,13 +54,13 @@ class Spiking:
     """Membrane time constant in ms."""
     tau_a: float = 100.0
     """Time constant of the threshold adaptation in ms."""
-    tau_out: float = 5.0
+    tau_out: float = 10.0
     """Time constant of the readout in ms."""
     v_th: float = 0.5
     """Threshold, in units of the membrane potential."""
     beta: float = 0.05
     """By how much a spike raises an adaptive threshold, in units of the membrane potential."""
-    gamma: float = 0.3
+    gamma: float = 0.5
     """Height of the pseudo-derivative (dimensionless)."""
     steps: int = 2
     """Time steps of 1 ms that each sample is shown for."""
@@ -154,7 +154,7 @@ class Config:
     """Learning rule."""
     feedback: Literal["random", "symmetric"] = "random"
     """How the readout's error reaches the neurons (e-prop only)."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0,)
     """Of the trajectory, the weights, the feedback and the batches: a training for each."""
 
     series: Attractor = dataclasses.field(default_factory=Attractor)
@@ -170,7 +170,7 @@ class Config:
     """Sequences per iteration."""
     learning_rate: float = 5e-3
     """Adam's, at the beginning; it falls to zero along a cosine."""
-    iterations: int = 1500
+    iterations: int = 600
     """Updates."""
     check_every: int = 100
     """Iterations between validations, and between checkpoints."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -71,10 +72,13 @@ def _error(axes: Axes, runs: Sequence[Run]) -> None:
     for run in runs:
         values = run.trial[f"error_{run.summary['network']}"]
         plotting.learning_curve(axes, times, values, run.learner)
+    growth = {"color": "0.6", "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 0}
+    axes.plot(times, 1e-6 * np.exp(times), label=r"as $e^{\lambda t}$", **growth)
     threshold = first.config["series"]["threshold"]
-    plotting.threshold(axes, threshold, f"valid below {threshold:g}")
+    plotting.threshold(axes, threshold)
     axes.set(yscale="log", xlim=(0, times[-1]), ylim=(1e-6, 5))
-    axes.set_title(plotting.mean_of(len(first.summary["seeds"])))
+    seeds = plotting.mean_of(len(first.summary["seeds"]))
+    axes.set_title(f"Error: {seeds}; valid up to {threshold:g}")
     axes.set_xlabel("time ahead (Lyapunov times)")
     axes.legend(loc="lower right", handlelength=3.5)
 
@@ -89,7 +93,8 @@ def _valid_times(axes: Axes, runs: Sequence[Run]) -> None:
         times = run.summary["valid_time"][run.summary["network"]]
         rows[plotting.NAMES[run.learner]] = (times, plotting.COLOURS[run.learner])
     plotting.seeds(axes, rows)
-    axes.set(xlim=(0, None), xlabel="valid time (Lyapunov times), median of forecasts")
+    axes.set(xlim=(0, runs[0].trial["times"][-1]))
+    axes.set_xlabel("valid time (Lyapunov times), median of forecasts")
 
 
 def main(arguments: Sequence[str]) -> None:
