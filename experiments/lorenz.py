@@ -180,6 +180,19 @@ class Config:
     run: str = "{network}_{learner}"
     """Name of this run's own folder in it."""
 
+    def __post_init__(self):
+        shortest = min(self.series.n_train, self.series.n_validation) - 1
+        if not 0 <= self.settle < self.length < shortest:
+            raise ValueError(
+                f"settle = {self.settle} must be less than length = {self.length}, and that less "
+                f"than {shortest}, for it is cut out of the samples of training and validation"
+            )
+        if self.nvar.memory > self.series.warm_up:
+            raise ValueError(
+                f"the regressions see {self.nvar.memory} samples back, but warm_up = "
+                f"{self.series.warm_up}: give at least {self.nvar.memory}"
+            )
+
     @property
     def learner(self) -> str:
         """The rule in one word."""
@@ -303,41 +316,49 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     Returns the summary, as in `summary.json`. All else is in the run's folder too.
     """
     folder, series = RunFolder(config.folder, config), config.series
-    errors, one_step, trial, last = {}, {}, {}, []
+    errors, last, trial = [], [], {}
     for seed in config.seeds:
         split = series.trajectory(seed)
         network, rows = train_network(config, seed, split, progress)
-        last.append(rows[-1])
         past, future = series.trials(split.test)
-        first = errors_of(past[-1:], future[:1])
-        for name, made in forecasts(config, split, network, past).items():
-            found = errors_of(made, future)
-            errors.setdefault(name, []).append(found)
-            ratio = np.sqrt(np.mean(np.square(found[0])) / np.mean(np.square(first)))
-            one_step.setdefault(name, []).append(float(ratio))
-            if seed == config.seeds[0]:
-                trial[f"forecast_{name}"] = made[:, 0]
+        made = forecasts(config, split, network, past)
+        errors.append({name: errors_of(found, future) for name, found in made.items()})
+        last.append(rows[-1])
         if seed == config.seeds[0]:
-            trial["future"] = future[:, 0]
-    summary = {
+            of_first = {f"forecast_{name}": found[:, 0] for name, found in made.items()}
+            trial = {"times": series.times, "future": future[:, 0], **of_first}
+    medians = {
+        f"error_{name}": np.stack([np.median(found[name], axis=1) for found in errors])
+        for name in errors[0]
+    }
+    summary = summarise(config, errors, last)
+    folder.write_arrays("trial", trial | medians)
+    folder.write_json("summary", summary)
+    return summary
+
+
+def summarise(
+    config: Config, errors: list[dict[str, np.ndarray]], last: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Of the errors of all forecasts and the last metrics, of each seed."""
+
+    def one_step(found, name):
+        now, nothing = (np.mean(np.square(found[x][0])) for x in (name, "persistence"))
+        return float(np.sqrt(now / nothing))
+
+    valid_times = config.series.valid_times
+    return {
         "network": config.network.name,
         "learner": config.learner,
         "seeds": list(config.seeds),
         "valid_time": {
-            name: [float(np.median(series.valid_times(found))) for found in of_seeds]
-            for name, of_seeds in errors.items()
+            name: [float(np.median(valid_times(found[name]))) for found in errors]
+            for name in errors[0]
         },
-        "one_step": one_step,
+        "one_step": {name: [one_step(found, name) for found in errors] for name in errors[0]},
         "seconds": [row["seconds"] for row in last],
         **{name: [row[name] for row in last] for name in last[0] if name.endswith("_hz")},
     }
-    medians = {
-        f"error_{name}": np.stack([np.median(found, axis=1) for found in of_seeds])
-        for name, of_seeds in errors.items()
-    }
-    folder.write_arrays("trial", {"times": series.times, **trial, **medians})
-    folder.write_json("summary", summary)
-    return summary
 
 
 def in_words(summary: dict[str, Any]) -> str:

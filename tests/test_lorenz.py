@@ -45,6 +45,11 @@ LEARNERS = {
 }
 
 
+def trial_of(folder):
+    with np.load(folder / "trial.npz") as arrays:
+        return dict(arrays)
+
+
 @functools.cache
 def split_of(seed=0, n_train=1000):
     return dataclasses.replace(SERIES, n_train=n_train, n_test=2500).trajectory(seed)
@@ -326,15 +331,13 @@ class TestExperiment:
             assert [row["iteration"] for row in rows] == [1, 2, 3, 4, 5]
             assert ["validation_error" in row for row in rows] == [False, True, False, True, False]
             assert all(row["rate_hz"] > 5 for row in rows if network == "spiking")
-        with np.load(folder / "trial.npz") as trial:
-            for each in names:
-                assert trial[f"error_{each}"].shape == (2, SERIES.n_ahead)
-                assert trial[f"forecast_{each}"].shape == trial["future"].shape
+        trial = trial_of(folder)
+        for each in names:
+            assert trial[f"error_{each}"].shape == (2, SERIES.n_ahead)
+            assert trial[f"forecast_{each}"].shape == trial["future"].shape
 
     def test_regressions_are_the_same_beside_every_network(self, results):
-        trials = [
-            np.load(results / name / "trial.npz") for name in ("spiking_bptt", "lstm_symmetric")
-        ]
+        trials = [trial_of(results / name) for name in ("spiking_bptt", "lstm_symmetric")]
         np.testing.assert_array_equal(*(trial["error_nvar"] for trial in trials))
 
     def test_an_interrupted_run_ends_as_if_it_had_not_been(self, results, tmp_path, monkeypatch):
@@ -351,18 +354,27 @@ class TestExperiment:
                 experiment.run(config, progress=False)
         assert seen == [1, 2, 3, 4, 5, 1, 2, 3] and not (config.folder / "summary.json").exists()
         experiment.run(config, progress=False)
-        for name in ("trial.npz",):
-            with (
-                np.load(config.folder / name) as torn,
-                np.load(results / "spiking_random" / name) as whole,
-            ):
-                assert torn.files == whole.files
-                for array in whole.files:
-                    np.testing.assert_array_equal(torn[array], whole[array])
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            trial_of(config.folder),
+            trial_of(results / "spiking_random"),
+        )
 
     def test_a_folder_belongs_to_one_configuration(self, results):
         with pytest.raises(SystemExit, match=r"seeds = \[0, 3\] there, \[1\] here.*--run"):
             experiment.run(dataclasses.replace(SMALL, results=results, seeds=(1,)), progress=False)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"settle": 15}, "settle = 15 must be less than length = 15"),
+            ({"length": 99}, "length = 99, and that less than 99"),
+            ({"nvar": NVAR(stride=7)}, "see 22 samples back, but warm_up = 20"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused_before_training(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(SMALL, **changes)
 
     def test_the_presets(self):
         stack = experiment.PRESETS["lstm"].network
