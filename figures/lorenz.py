@@ -41,9 +41,7 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
     columns = {network: found for network, found in by_network.items() if found}
     with plotting.style():
         figure = Figure(figsize=(4.2 * len(columns), 8.0))
-        panels = figure.subplots(
-            4, len(columns), squeeze=False, sharey="row", height_ratios=(1, 1, 2.6, 1.6)
-        )
+        panels = figure.subplots(4, len(columns), squeeze=False, height_ratios=(1, 1, 2.6, 1.6))
         for letter, axes, (network, found) in zip("ab", panels.T, columns.items(), strict=False):
             axes[0].set_title(f"{letter}   {TITLES[network]}")
             _forecast(axes[0], found[0], "nvar", OTHERS["nvar"])

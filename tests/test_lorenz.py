@@ -21,7 +21,7 @@ from experiments.attractor import (
 )
 from experiments.learners import make_rule
 from experiments.nvar import NVAR, ridge_regression
-from figures import finished
+from figures import finished, plotting
 from figures import lorenz as figure
 from tests.test_experiments import assert_drawn, assert_options, help_of
 
@@ -397,6 +397,15 @@ class TestFigure:
         figure.main([str(RESULTS / "spiking_random")])
         assert_drawn(results / "figure.png")
         assert (results / "figure.png").read_bytes() != everything
+
+    def test_a_column_names_its_own_networks(self, results, tmp_path, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(plotting, "save", lambda figure, path: drawn.append(figure))
+        names = ("lstm_symmetric", "spiking_bptt", "spiking_random")
+        figure.draw([results / name for name in names], tmp_path / "figure.png")
+        others = ["persistence", "linear", "NVAR"]
+        labels = [[x.get_text() for x in axes.get_yticklabels()] for axes in drawn[0].axes[-2:]]
+        assert labels == [others + ["e-prop, random", "BPTT"], others + ["e-prop, symmetric"]]
 
     def test_refuses_to_compare_what_differs(self, results, tmp_path):
         other = dataclasses.replace(SMALL, results=tmp_path, rule="bptt", nvar=NVAR(delays=1))
