@@ -405,7 +405,7 @@ class TestFigure:
         figure.draw([results / name for name in names], tmp_path / "figure.png")
         others = ["persistence", "linear", "NVAR"]
         labels = [[x.get_text() for x in axes.get_yticklabels()] for axes in drawn[0].axes[-2:]]
-        assert labels == [others + ["e-prop, random", "BPTT"], others + ["e-prop, symmetric"]]
+        assert labels == [[*others, "e-prop, random", "BPTT"], [*others, "e-prop, symmetric"]]
 
     def test_refuses_to_compare_what_differs(self, results, tmp_path):
         other = dataclasses.replace(SMALL, results=tmp_path, rule="bptt", nvar=NVAR(delays=1))
