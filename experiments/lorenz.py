@@ -13,7 +13,6 @@ A run can be interrupted at any time: the same command goes on from the last che
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jaxtyping import Array, Float
 
 import eprop
@@ -34,7 +32,7 @@ from figures.lorenz import draw
 from .attractor import Attractor, Split, errors_of
 from .learners import make_rule
 from .nvar import NVAR
-from .runs import RunFolder, random_key, resumable
+from .runs import RunFolder, configuration, random_key, resumable
 
 N = 3
 """Coordinates of a sample."""
@@ -371,16 +369,7 @@ def in_words(summary: dict[str, Any]) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    args = list(sys.argv[1:] if args is None else args)
-    preset = args.pop(0) if args and args[0] in PRESETS else "spiking"
-    config = tyro.cli(
-        Config,
-        default=PRESETS[preset],
-        args=args,
-        prog="python -m experiments.lorenz [spiking|lstm]",
-        description=__doc__,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    config = configuration(PRESETS, args, experiment="lorenz", description=__doc__)
     with resumable():
         summary = run(config)
     figure = draw([config.folder], config.folder / "figure.png")
