@@ -116,11 +116,12 @@ def _learning(axes: Axes, runs: Sequence[Run]) -> None:
 def _test(axes: Axes, runs: Sequence[Run]) -> None:
     limit = runs[0].summary["limit"]
     rows = {
-        _name(run).replace(", no", ",\nno"): (
-            [x / limit for x in run.summary["test_decisions"]],
+        f"{_name(run)},\nactions {how}": (
+            [x / limit for x in run.summary[f"{which}_decisions"]],
             plotting.COLOURS[run.learner],
         )
         for run in runs
+        for how, which in {"drawn": "test", "greedy": "greedy"}.items()
     }
     plotting.seeds(axes, rows)
     axes.axvline(REQUIRED, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)

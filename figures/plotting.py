@@ -119,7 +119,7 @@ def threshold(axes: Axes, level: float, text: str = "") -> None:
 def seeds(axes: Axes, rows: Mapping[str, tuple[Sequence[float], str]]) -> None:
     """By name a row of what came of each seed, a dot each and a bar at their mean, in a colour."""
     for place, (values, color) in enumerate(rows.values()):
-        spread = place + np.linspace(-0.2, 0.2, len(values))
+        spread = place + np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else [place]
         axes.plot(values, spread, "o", markersize=4, markerfacecolor="none", color=color)
         axes.plot(np.mean(values), place, "|", markersize=14, markeredgewidth=2, color=color)
     axes.set_ylim(len(rows) - 0.5, -0.5)
