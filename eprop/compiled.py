@@ -1,14 +1,14 @@
 """A layer on compiled, event-driven programs: what it costs follows from the spikes there are.
 
-For layers of spiking neurons on a processor: a row of weights is added for each spike, forward and
-once more for the derivative, and a row of the neurons' cotangents for each spike to the gradient.
-The numbers are those of `Layer` but for rounding.
+For layers of spiking neurons on a processor: for each spike its weights are added to the currents,
+forward and once more for the derivative, and the neurons' cotangents to the weights' gradient. The
+numbers are those of `Layer` but for rounding.
 """
 
 import contextlib
 import contextvars
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import equinox as eqx
@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from .delays import delayed
+from .event_synapses import event_synapses
 from .kernels import (
     Drive,
     Events,
@@ -25,17 +27,18 @@ from .kernels import (
     NotTranslatable,
     Tiles,
     Traces,
+    UnderWay,
+    Weights,
     event_currents,
-    event_traces,
     lead_traces,
     neurons_of,
     tiles_of,
 )
 from .layer import Layer, LayerState, Unrolled, trained_constants
 from .record import Block
-from .sequences import Blocks, cut
+from .sequences import Blocks, cut, preceding
 from .sharding import n_parts
-from .synapses import Dense
+from .synapses import Dense, Sparse
 from .tiled import TiledLayer
 from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, of_one
 
@@ -105,10 +108,12 @@ def programs(layer: Layer) -> Neurons | Tiles | str:
         return f"the system is {os.name}"
     if not layer.neurons.spiking:
         return "its neurons send more than 0 or 1"
-    if layer.recurrent is not None and not isinstance(layer.recurrent, Dense):
+    if interpret is not None and not isinstance(layer.recurrent, Dense | None):
         return "its recurrent synapses are no matrix"
-    if "recurrent" in layer.delays:
+    if interpret is not None and "recurrent" in layer.delays:
         return "its recurrent synapses have delays"
+    if not isinstance(layer.recurrent, Dense | Sparse | None):
+        return "its recurrent synapses are neither a matrix nor sparse"
     cells = layer.neurons.cells
     try:
         if interpret is None:
@@ -126,21 +131,30 @@ class CompiledLayer:
     def __init__(self, layer: Layer, neurons: Neurons):
         self.layer, self.neurons = layer, neurons
         self.constants: list[Array] = jax.tree.leaves(trained_constants(layer))
+        self.synapses = event_synapses(layer.kinds, layer.rows)
 
     def unroll(
         self, start: LayerState, below: Array, w: dict[str, Array], length: int
     ) -> tuple[Unrolled, Blocks]:
         """`Layer.unroll`, with booleans for spikes, and its record in blocks of `length` steps."""
-        layer = self.layer
+        layer, weights = self.layer, self.weights(w)
         events = self.events_below(start, below)
-        drive = self.drive(w, events, layer.delayed_below(start, below) if events is None else None)
-        w_rec = None if layer.recurrent is None else w["recurrent"]
+        seen = {} if events is None else {"below": Events(events)}
+        graded = layer.delayed_below(start, below) if events is None else None
         z_before, n_steps = start.spikes > 0, len(below)
         spikes, neurons, starts = self.neurons.run(
-            drive, w_rec, z_before, start.neurons, self.constants, n_steps, length
+            self.drive(w, weights, seen, graded),
+            weights.get("recurrent"),
+            self._under_way(start),
+            z_before,
+            start.neurons,
+            self.constants,
+            n_steps,
+            length,
         )
         z_tm1 = Events(spikes, z_before)
-        drive = self.with_recurrent(drive, z_tm1, w)
+        seen["recurrent"] = self.arriving(start, spikes)
+        drive = self.drive(w, weights, seen, graded)
         states = self.neurons.replay(drive, z_tm1, start.neurons, self.constants)
         after = LayerState(
             neurons,
@@ -159,16 +173,16 @@ class CompiledLayer:
         later = spikes[length - 1 :: length][: n_blocks - 1]
         z_before = jnp.concatenate([start.spikes[None] > 0, later])
 
-        is_binary = below.dtype == bool
+        activity = {"below": below, "recurrent": preceding(start.spikes > 0, spikes)}
 
-        def before(past):  # of what comes from below: recurrent delays are not compiled
-            under_way = jnp.moveaxis(past, 1, 0)
+        def before(past, now):
+            is_binary, under_way = now.dtype == bool, jnp.moveaxis(past, 1, 0)
             under_way = under_way > 0 if is_binary else under_way
-            known = jnp.concatenate([under_way, below if is_binary else below.astype(dtype)])
+            known = jnp.concatenate([under_way, now if is_binary else now.astype(dtype)])
             steps = length * np.arange(n_blocks)[:, None] + np.arange(past.shape[1])
             return jnp.moveaxis(known[steps], 1, 2).astype(dtype)
 
-        past = {kind: before(past) for kind, past in start.past.items()}
+        past = {kind: before(past, activity[kind]) for kind, past in start.past.items()}
         states = LayerState(starts, z_before.astype(dtype), past)
         seen = cut((below, spikes), length)
         below, spikes = seen.whole
@@ -179,9 +193,37 @@ class CompiledLayer:
         below, spikes = seen.rest
         return Blocks(whole, Block(jax.tree.map(lambda x: x[-1], states), below, spikes, None))
 
+    def weights(self, w: dict[str, Array]) -> dict[str, Weights]:
+        """The weights of each kind as programs take them."""
+        return {kind: synapses.weights(w[kind]) for kind, synapses in self.synapses.items()}
+
+    def seen(self, start: LayerState, below: Array, spikes: Array) -> dict[str, Events]:
+        """What each kind of synapses sees, if it is 0 or 1 and they can do with events."""
+        seen = {"recurrent": self.arriving(start, spikes)}
+        seen["bias"] = Events(jnp.ones((*spikes.shape[:2], 1), bool))
+        if (events := self.events_below(start, below)) is not None:
+            seen["below"] = Events(events)
+        return {kind: seen[kind] for kind in self.synapses if kind in seen}
+
+    def arriving(self, start: LayerState, spikes: Bool[Array, "time batch n"]) -> Events:
+        """What the recurrent synapses see."""
+        z_before = start.spikes > 0
+        if (under_way := self._under_way(start)) is None:
+            return Events(spikes, z_before)
+        z_tm1 = preceding(z_before, spikes)
+        known = jnp.concatenate([under_way.past.swapaxes(0, 1), z_tm1])
+        return Events(delayed(known, self.layer.delays["recurrent"], len(spikes)))
+
+    def _under_way(self, start: LayerState) -> UnderWay | None:
+        """What the recurrent synapses are still to see, if they have delays."""
+        steps = self.layer.delays.get("recurrent")
+        if steps is None:
+            return None
+        return UnderWay(start.past["recurrent"] > 0, jnp.asarray(steps, jnp.int32))
+
     def events_below(self, start: LayerState, below: Array) -> Bool[Array, "time batch _"] | None:
-        """What the synapses from below see, if it is 0 or 1 and they are a matrix."""
-        if below.dtype != bool or not isinstance(self.layer.below, Dense):
+        """What the synapses from below see, if it is 0 or 1 and they can do with events."""
+        if below.dtype != bool or "below" not in self.synapses:
             return None
         if "below" not in self.layer.delays:
             return below
@@ -193,81 +235,75 @@ class CompiledLayer:
             "1 on their way in delays: give all of them as numbers",
         )
 
+    def drive(
+        self,
+        w: dict[str, Array],
+        weights: Mapping[str, Weights],
+        seen: Mapping[str, Events],
+        graded: Array | None,
+    ) -> Drive:
+        """The currents of events and of the bias; where "below" sees none, of `graded` activity."""
+        layer = self.layer
+        kinds = [x for x in ("below", "recurrent") if x in seen and x in weights]
+        sources = [(seen[kind], weights[kind]) for kind in kinds]
+        if "below" not in seen:
+            assert graded is not None
+            return Drive(layer.drive(graded, w), sources)
+        nothing = jnp.zeros(layer.neurons.n_post, layer.dtype)
+        return Drive(nothing if layer.bias is None else w["bias"][0], sources)
+
     def lead(
         self,
         start: LayerState,
         below: Array,
-        spikes: Array,
+        seen: Mapping[str, Events],
         traces: Traces,
         leads: Leads,
         total: Float[Array, "n_pre n"],
     ) -> tuple[Traces, Float[Array, "n_pre n"]]:
         """`lead_traces` of all dense synapses."""
-        for rows, events, graded in self._seen(start, below, spikes):
-            traces, total = lead_traces(events, rows.start, traces, leads, total)
-            if graded is not None:
+        for kind, rows in self.layer.rows.items():
+            if kind in seen:
+                traces, total = lead_traces(seen[kind], rows.start, traces, leads, total)
+            else:
+                graded = self.layer.delayed_below(start, below)
+                no_step = Events(jnp.zeros((0, *graded.shape[1:]), bool))
+                traces, total = lead_traces(no_step, rows.start, traces, leads, total)
                 traces = _with_graded(traces, rows, graded, leads)
         return traces, total
 
     def arrived(
         self,
+        name: str,
         start: LayerState,
         below: Array,
-        spikes: Array,
-        post: Float[Array, "time batch n"],
-        total: Float[Array, "batch n_pre n"],
-    ) -> Float[Array, "batch n_pre n"]:
-        """`total` + Σ_t (what a dense synapse has seen) · post_t of each example."""
-        for rows, events, graded in self._seen(start, below, spikes):
-            if graded is None:
-                total = event_traces(events, post, rows.start, total)
-            else:
-                total = total.at[:, rows].add(jnp.einsum("tbf,tbj->bfj", graded, post))
-        return total
+        seen: Mapping[str, Events],
+        r: Float[Array, "time batch n_post"],
+        total: Float[Array, "batch fan_in n"],
+        columns: slice,
+    ) -> Float[Array, "batch fan_in n"]:
+        """`total` + Σ_t (what a synapse has seen) · r_t of each example, in some `columns`.
 
-    def _seen(
-        self, start: LayerState, below: Array, spikes: Array
-    ) -> Iterator[tuple[slice, Events, Array | None]]:
-        """Of each kind of dense synapses its rows and what they see, which may be graded.
-
-        Then the events are of no step.
+        `name` is one of the layer's `synapses`, "dense" or of a kind that sees events.
         """
-        for kind, rows in self.layer.rows.items():
-            if kind == "recurrent":
-                yield rows, Events(spikes, start.spikes > 0), None
-            elif kind == "bias":
-                yield rows, Events(jnp.ones((*spikes.shape[:2], 1), bool)), None
-            elif (events := self.events_below(start, below)) is not None:
-                yield rows, Events(events), None
+        for kind, synapses in self.synapses.items():
+            if synapses.name != name:
+                continue
+            if kind in seen:
+                total = synapses.add_traces(seen[kind], r, total, columns)
             else:
-                no_step = jnp.zeros((0, spikes.shape[1], rows.stop - rows.start), bool)
-                yield rows, Events(no_step), self.layer.delayed_below(start, below)
-
-    def drive(
-        self, w: dict[str, Array], events: Array | None, graded: Array | None = None
-    ) -> Drive:
-        """The currents from below and of the bias: what is seen below are events, or graded."""
-        layer = self.layer
-        if events is None:
-            assert graded is not None
-            return Drive(layer.drive(graded, w))
-        nothing = jnp.zeros(layer.neurons.n_post, layer.dtype)
-        start = nothing if layer.bias is None else w["bias"][0]
-        return Drive(start, [(Events(events), w["below"])])
-
-    def with_recurrent(self, drive: Drive, z_tm1: Events, w: dict[str, Array]) -> Drive:
-        """All currents."""
-        if self.layer.recurrent is None:
-            return drive
-        return Drive(drive.start, [*drive.sources, (z_tm1, w["recurrent"])])
+                rows, graded = self.layer.rows[kind], self.layer.delayed_below(start, below)
+                of_rows = jnp.einsum("tbf,tbj->bfj", graded, r[..., columns])
+                total = total.at[:, rows].add(of_rows)
+        return total
 
 
 def is_event_driven(
     programs: Sequence[CompiledLayer | None], inputs: Array, kept: Sequence[Array | None] | None
 ) -> TypeGuard[Sequence[CompiledLayer]]:
-    """Whether all layers are compiled and receive nothing but 0 and 1, by matrices."""
+    """Whether all layers are compiled and receive nothing but 0 and 1."""
     has_dropout = kept is not None and any(mask is not None for mask in kept)
-    is_compiled = all(x is not None and isinstance(x.layer.below, Dense) for x in programs)
+    is_compiled = all(x is not None and "below" in x.synapses for x in programs)
     return is_compiled and inputs.dtype == bool and not has_dropout
 
 

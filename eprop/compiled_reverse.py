@@ -39,8 +39,8 @@ def reverse_compiled(
 ) -> Reversed:
     """From the last block to the first."""
     start, below, spikes = whole_run(blocks)
-    events = layer.events_below(start, below)
-    seen = None if events is None else Events(events)
+    weights, seen = layer.weights(w), layer.seen(start, below, spikes)
+    event_driven = {kind: layer.synapses[kind] for kind in seen}
     z_t, z_tm1 = Events(spikes), Events(spikes, start.spikes > 0)
 
     def of_block(
@@ -49,10 +49,9 @@ def reverse_compiled(
         later, of_units = so_far
         steps, block, signals, fading = now
         graded = None
-        if seen is None or of_below:
+        if "below" not in seen or of_below:
             graded = layer.layer.delayed_below(block.start, block.below)
-        drive = layer.drive(w, events, graded)
-        drive = layer.with_recurrent(drive, z_tm1, w)
+        drive = layer.drive(w, weights, seen, graded)
 
         error = signals.error, b.T  # whose product is ℓ_t, [time, batch, n]
         functions = [
@@ -68,26 +67,21 @@ def reverse_compiled(
         )
         r = of_loss.currents
 
-        weights, constants, readout = later.gradients
-        weights, d_pre = dict(weights), None
-        sources = {"recurrent": z_tm1} if seen is None else {"recurrent": z_tm1, "below": seen}
-        for kind, rows in layer.layer.rows.items():
-            dense = weights["dense"]
-            if kind in sources:
-                dense = event_product(sources[kind], r, steps[0], dense, rows.start)
-            elif kind == "bias":
-                dense = dense.at[rows].add(r.sum((0, 1))[None])
-            weights["dense"] = dense
+        of_weights, constants, readout = later.gradients
+        of_weights, d_pre = dict(of_weights), None
+        for kind, synapses in event_driven.items():
+            total = of_weights[synapses.name]
+            of_weights[synapses.name] = synapses.add_product(seen[kind], r, steps[0], total)
         if graded is not None:
             _, of_currents = jax.vjp(layer.layer.below.currents, w["below"], graded)
             d_below, d_pre = of_currents(r)
-            if "below" in weights:
-                weights["below"] = weights["below"] + d_below
-            elif seen is None:
+            if "below" in layer.layer.rows and "below" not in seen:
                 rows = layer.layer.rows["below"]
-                weights["dense"] = weights["dense"].at[rows].add(d_below)
+                of_weights["dense"] = of_weights["dense"].at[rows].add(d_below)
+            elif "below" not in seen:
+                of_weights["below"] = of_weights["below"] + d_below
         gradients = LayerGradients(
-            weights,
+            of_weights,
             jax.tree.map(jnp.add, constants, structure.unflatten(of_loss.arrays)),
             event_product(z_t, signals.error, steps[0], readout),
         )
@@ -101,13 +95,18 @@ def reverse_compiled(
     together = Blocks(*map(_with_block, of_time, blocks))
     structure = jax.tree.structure(trained_constants(layer.layer))
     costates = [jnp.zeros_like(x) for x in hidden_variables(start.neurons)]
+    ordered = {x.name: x.ordered(so_far.weights[x.name]) for x in event_driven.values()}
+    so_far = so_far._replace(weights=so_far.weights | ordered)
     last = Later(costates, so_far, [unit.at_end for unit in units])
     shape = (*spikes.shape[:2], layer.layer.neurons.n_post)
     nothing = [jnp.zeros(shape, layer.layer.dtype) for _ in units]
     (first, unit_currents), by_step = scan_blocks(of_block, (last, nothing), together, reverse=True)
+    sums = first.gradients.weights
+    restored = {x.name: x.restored(sums[x.name]) for x in event_driven.values()}
+    gradients = first.gradients._replace(weights=sums | restored)
     d_pre = join(by_step)
     d_below = None if d_pre is None else before_delay(layer.layer, d_pre)
-    return Reversed(first.costates, first.gradients, d_below, first.units, unit_currents)
+    return Reversed(first.costates, gradients, d_below, first.units, unit_currents)
 
 
 def _with_block(of_time: Any, block: Block | None) -> Any:

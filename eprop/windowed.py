@@ -69,9 +69,18 @@ def window_gradients(
 
     start, below, spikes = whole_run(blocks)
     fast = compiled(layer, len(error)) if spikes.dtype == bool else None
+    seen = {} if fast is None else fast.seen(start, below, spikes)
     pre = layer.presynaptic(start, below, spikes.astype(layer.dtype))
     n_steps = len(signals.error)
     faded = kappa**n_steps
+
+    def arrived(
+        kind: str, synapses: AbstractSynapses, port: Port, r: Array, total: Array
+    ) -> Float[Array, "batch fan_in n"]:
+        """`total` + Σ_t (what a synapse of a port has seen) · r_t, with r_t = d(unit)/dI_t."""
+        if fast is not None and (kind == "dense" or kind in seen):
+            return fast.arrived(kind, start, below, seen, r, total, port.columns)
+        return total + _arrived(synapses, port, pre[kind], r[..., port.columns])
 
     def lead(
         kind: str, synapses: AbstractSynapses, port: Port, old: PortTraces, total: Array
@@ -95,11 +104,16 @@ def window_gradients(
         shared, full = ([x for x in old.vectors if x.ndim == rank] for rank in (2, 3))
         traces = Traces(shared, full, old.filtered)
         if fast is not None and kind == "dense":
-            traces, total = fast.lead(start, below, spikes, traces, leads, total)
+            traces, total = fast.lead(start, below, seen, traces, leads, total)
         else:
             vectors = [by_synapse(synapses, x, port) for x in old.vectors]
             total = total + sum_over_batch(leads.signals, [*vectors, old.filtered])
-            traces = _led(synapses, port, traces, vectors, pre[kind], leads)
+            led = _led(traces, vectors, leads)
+            currents = [result.unit_currents[unit] for unit in of_leads]
+            *full, filtered = (
+                arrived(kind, synapses, port, r, x) for r, x in zip(currents, led, strict=True)
+            )
+            traces = Traces(_common_after(traces, pre[kind], leads), full, filtered)
         of_common, of_full = iter(traces.common), iter(traces.full)
         vectors = [next(of_common if same else of_full) for same in is_common]
         return PortTraces(vectors, traces.filtered), total
@@ -112,14 +126,11 @@ def window_gradients(
         def of_port(kind: str, synapses: AbstractSynapses, i: int, port: Port) -> Array:
             past = traces.synapses[kind][i]
             costates = layer.neurons.hidden_of(port.population, result.unit_costates[on_z + 1])
-            r = result.unit_currents[on_z + 1][..., port.columns]
             vectors = [by_synapse(synapses, x, port) for x in past.vectors]
             factors = [*costates, on_filtered[:, port.neurons]]
             led = signal.decay * old.synapses[kind][i]
             led = led + sum_of_products(factors, [*vectors, past.filtered])
-            if fast is not None and kind == "dense":
-                return fast.arrived(start, below, spikes, r, led)
-            return led + _arrived(synapses, port, pre[kind], r)
+            return arrived(kind, synapses, port, result.unit_currents[on_z + 1], led)
 
         of_synapses = {
             kind: [of_port(kind, synapses, *port) for port in enumerate(layer.neurons.ports)]
@@ -187,25 +198,23 @@ def _unit_signals(
 
 
 def _led(
-    synapses: AbstractSynapses,
-    port: Port,
-    traces: Traces,
-    vectors: list[Float[Array, "batch fan_in _"]],
-    pre: Float[Array, "time batch n_pre"],
-    leads: Leads,
-) -> Traces:
-    """The traces after the window; `vectors` are ε of each synapse before it."""
-    *full, last = (
-        sum_of_products(factors, vectors) + _arrived(synapses, port, pre, r)
-        for factors, r in zip(leads.factors, leads.r, strict=True)
-    )
+    traces: Traces, vectors: list[Float[Array, "batch fan_in _"]], leads: Leads
+) -> list[Float[Array, "batch fan_in n"]]:
+    """What the window leaves of ε and ē; `vectors` are ε of each synapse before it."""
+    *full, last = (sum_of_products(factors, vectors) for factors in leads.factors)
+    return [*full, leads.faded * traces.filtered + last]
+
+
+def _common_after(
+    traces: Traces, pre: Float[Array, "time batch n_pre"], leads: Leads
+) -> list[Float[Array, "batch n_pre"]]:
+    """The common ε after the window."""
     power, response = (jnp.asarray(x, pre.dtype) for x in (leads.power, leads.response))
-    common = [
+    return [
         sum(x * y for x, y in zip(of_common, traces.common, strict=True))
         + jnp.tensordot(weights, pre, 1)
         for of_common, weights in zip(power, response.T, strict=True)
     ]
-    return Traces(common, full, leads.faded * traces.filtered + last)
 
 
 def _arrived(

@@ -64,6 +64,10 @@ def alternating(low, high):
     return np.where(np.arange(N) % 2, low, high).tolist()
 
 
+def sparse(n_pre, fan_in, **kwargs):
+    return eprop.Sparse.random(n_pre, N, fan_in, key=KEY, **kwargs)
+
+
 CELLS = {
     "LIF": lambda: eprop.LIF(N, v_th=0.3),
     "ALIF": lambda: alif(),
@@ -83,14 +87,22 @@ OF_LAYER = {
     "no recurrence": {"w_rec": None},
     "a bias and autapses": {"bias": jax.nn.initializers.normal(0.1), "autapses": True},
     "delayed inputs": {"delay_in": np.array([0.0, 1.0, 3.0, 0.0, 2.0])},
-    "sparse inputs": {"sparse": True},
+    "sparse inputs": {"w_in": sparse(N_IN, 2)},
+}
+ON_A_PROCESSOR = {  # not on a GPU
+    "sparse": {"w_in": sparse(N_IN, 2), "w_rec": sparse(N, 3, signs=np.array([-1, 1] * 6))},
+    "delayed spikes": {"delay_rec": np.array(alternating(0.0, 3.0))},
+    "all of it": {
+        "w_rec": sparse(N, 3),
+        "bias": jax.nn.initializers.normal(0.1),
+        "delay_in": 1.0,
+        "delay_rec": np.arange(N) % 5.0,
+    },
 }
 
 
 def make(cell, of_layer=None):
-    of_layer = dict(OF_LAYER["plain"] if of_layer is None else of_layer)
-    if of_layer.pop("sparse", False):
-        of_layer["w_in"] = eprop.Sparse.random(N_IN, N, fan_in=2, key=KEY)
+    of_layer = OF_LAYER["plain"] if of_layer is None else of_layer
     return eprop.Network(
         cell, n_in=N_IN, n_out=N_OUT, readout_bias=jnp.ones(2), key=KEY, **of_layer
     )
@@ -118,10 +130,16 @@ def is_compiled(network):
     return [not isinstance(programs(layer), str) for layer in network.layers]
 
 
-@pytest.mark.parametrize("of_layer", OF_LAYER)
+@pytest.mark.parametrize("of_layer", [*OF_LAYER, *ON_A_PROCESSOR])
 @pytest.mark.parametrize("cell", slow_but(["two populations"], ["ALIF", "two populations"]))
 def test_layers(cell, of_layer):
-    check(make(CELLS[cell](), OF_LAYER[of_layer]), "whole")
+    check(make(CELLS[cell](), (OF_LAYER | ON_A_PROCESSOR)[of_layer]), "whole")
+
+
+@pytest.mark.parametrize("of_layer", ["sparse", "all of it"])
+def test_layers_by_windows(of_layer):
+    """Of two populations, for each of which a part of the synapses' sums is."""
+    check(make(CELLS["two populations"](), ON_A_PROCESSOR[of_layer]), "windows")
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -259,10 +277,9 @@ class TestWhatRunsOnXLA:
         return programs(layer)
 
     def test_is_said(self):
-        sparse = eprop.Sparse.random(N, N, fan_in=3, autapses=False, key=KEY)
+        w_rec = eprop.Convolution(np.ones((1, 1, 1, 1)), (3, 4))
         assert "more than 0 or 1" in self.reason(eprop.LSTM(N))
-        assert "no matrix" in self.reason(alif(), w_rec=sparse)
-        assert "delays" in self.reason(alif(), delay_rec=2.0)
+        assert "neither a matrix nor sparse" in self.reason(alif(), w_rec=w_rec)
         assert "the operation" in self.reason(ByALoop(N))
         assert isinstance(self.reason(alif()), Neurons)
 

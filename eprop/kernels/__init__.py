@@ -2,12 +2,17 @@
 
 from .arguments import Cotangents as Cotangents
 from .arguments import Drive as Drive
+from .arguments import Weights as Weights
+from .delays import UnderWay as UnderWay
 from .events import Events as Events
+from .events import Rows as Rows
 from .events import event_currents as event_currents
 from .events import event_product as event_product
 from .neurons import Neurons as Neurons
 from .neurons import neurons_of as neurons_of
 from .scalar import NotTranslatable as NotTranslatable
+from .sparse import Wiring as Wiring
+from .sparse import wiring as wiring
 from .tiles import Tiles as Tiles
 from .tiles import tiles_of as tiles_of
 from .traces import Leads as Leads

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from jaxtyping import Array as JaxArray
 from jaxtyping import Float
 
-from .events import EventList, Events, WrittenEvents
+from .events import EventList, Events, Rows, WrittenEvents
 from .language import TYPES, Array, Code, Number
+from .sparse import Outgoing
 
 
 def take(arrays: Iterator[Any], count: int) -> list[Any]:
@@ -19,45 +20,55 @@ def take(arrays: Iterator[Any], count: int) -> list[Any]:
     return list(itertools.islice(arrays, count))
 
 
+Weights = Rows | Outgoing
+"""What synapses make of events: each kind adds them to the currents in its own way."""
+DriveKind = tuple[int, tuple[tuple[bool, type[Weights]], ...]]
+
+
 class Drive(NamedTuple):
-    """Input currents: `start`, and a row of a matrix for each event."""
+    """Input currents: `start`, and what weights add to it for each event."""
 
     start: Float[JaxArray, "time batch n_post"] | Float[JaxArray, " n_post"]
     """Of each step, or the same for all."""
-    sources: Sequence[tuple[Events, Float[JaxArray, "n_pre n_post"]]] = ()
+    sources: Sequence[tuple[Events, Weights]] = ()
 
     @property
-    def kind(self) -> tuple[int, tuple[bool, ...]]:
+    def kind(self) -> DriveKind:
         """What a program must know of it."""
-        return self.start.ndim, tuple(events.is_late for events, _ in self.sources)
+        sources = tuple((events.is_late, type(weights)) for events, weights in self.sources)
+        return self.start.ndim, sources
 
     @property
     def arrays(self) -> list[JaxArray]:
-        return [self.start, *(x for events, rows in self.sources for x in (*events.arrays, rows))]
+        of_sources = ((*events.arrays, *weights) for events, weights in self.sources)
+        return [self.start, *itertools.chain(*of_sources)]
 
 
 class WrittenDrive:
     """A `Drive`, in a program that is being written."""
 
-    def __init__(self, code: Code, kind: tuple[int, tuple[bool, ...]], arrays: Iterator[Array]):
+    def __init__(self, code: Code, kind: DriveKind, arrays: Iterator[Array]):
         self.code, self.start, self.of_each_step = code, next(arrays), kind[0] > 1
         self.sources = []
-        for is_late in kind[1]:
-            events, rows = WrittenEvents(is_late, arrays), next(arrays)
-            self.sources.append((events, rows, EventList(code, rows.shape[0])))
+        for is_late, of_weights in kind[1]:
+            events = WrittenEvents(is_late, arrays)
+            weights = of_weights(*take(arrays, len(of_weights._fields)))
+            self.sources.append((events, weights, EventList(code, weights.n_pre)))
 
     @staticmethod
-    def types(kind: tuple[int, tuple[bool, ...]], dtype: Any) -> list[tuple[Any, int]]:
-        of_sources = [[*WrittenEvents.types(is_late), (dtype, 2)] for is_late in kind[1]]
+    def types(kind: DriveKind, dtype: Any) -> list[tuple[Any, int]]:
+        of_sources = [
+            [*WrittenEvents.types(is_late), *weights.types(dtype)] for is_late, weights in kind[1]
+        ]
         return [(dtype, kind[0]), *itertools.chain(*of_sources)]
 
     def add(self, t: Number, b: Number, current: Array, first_step: Number | int = 0) -> None:
         """Writes: `current` is that of a step of an example, counted from `first_step` on."""
         code = self.code
         code.copy(self.start.part(t, b) if self.of_each_step else self.start, current)
-        for events, rows, found in self.sources:
+        for events, weights, found in self.sources:
             found.find(events.at(t + first_step, b))
-            found.add_rows(rows, current)
+            weights.add(found, current)
 
 
 class Cotangents(NamedTuple):

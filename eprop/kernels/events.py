@@ -100,6 +100,28 @@ def add_rows(
         add([indices[k]])
 
 
+class Rows(NamedTuple):
+    """A matrix of weights: for each event a row is added to the currents.
+
+    This is the array of a call, or the same in a program that is being written.
+    """
+
+    weights: Any
+    """`[n_pre, n_post]`"""
+
+    @staticmethod
+    def types(dtype: Any) -> list[tuple[Any, int]]:
+        return [(dtype, 2)]
+
+    @property
+    def n_pre(self) -> Any:
+        return self.weights.shape[0]
+
+    def add(self, found: EventList, current: Array) -> None:
+        """Writes: to the currents of a step its events are added."""
+        found.add_rows(self.weights, current)
+
+
 class SortedEvents:
     """When each of some presynaptic neurons was 1. Ask for it before any loop."""
 

@@ -12,11 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array as JaxArray
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from ..cells import AbstractCell
-from .arguments import Cotangents, Drive, PulledBack, WrittenCotangents, WrittenDrive, take
+from .arguments import (
+    Cotangents,
+    Drive,
+    DriveKind,
+    PulledBack,
+    Weights,
+    WrittenCotangents,
+    WrittenDrive,
+    take,
+)
 from .call import Operation
+from .delays import DelayLine, UnderWay
 from .equations import Equations, Needed, kept
 from .events import STEP, EventList, Events, WrittenEvents, step
 from .language import INDEX, TYPES, Array, Code, Number
@@ -54,30 +64,32 @@ class Neurons:
     def run(
         self,
         drive: Drive,
-        w_rec: Float[JaxArray, "n n_post"] | None,
+        recurrent: Weights | None,
+        under_way: UnderWay | None,
         z_before: Bool[JaxArray, "batch n"],
         states: Any,
         arrays: list[JaxArray],
         n_steps: int,
         length: int,
     ) -> tuple[Bool[JaxArray, "time batch n"], Any, Any]:
-        """z_t under `drive` and the recurrent currents.
+        """z_t under `drive` and the currents of `recurrent` weights, which may have delays.
 
         Returns also the states after the last step, and those before each block of `length` steps.
         """
         leaves, structure = jax.tree.flatten(states)
-        rows = [] if w_rec is None else [w_rec]
         n_blocks = -(-n_steps // length)
         shapes = [
             (n_steps, *z_before.shape),
             *(x.shape for x in leaves),
             *((n_blocks, *x.shape) for x in leaves),
         ]
-        spikes, *found = self._run(drive.kind, len(rows))(
+        of_weights = None if recurrent is None else type(recurrent)
+        spikes, *found = self._run(drive.kind, of_weights, under_way is not None)(
             step(length),
             z_before,
             *drive.arrays,
-            *rows,
+            *(recurrent or ()),
+            *(under_way or ()),
             *leaves,
             *self._constants(arrays),
             shapes=shapes,
@@ -86,11 +98,17 @@ class Neurons:
         return spikes, structure.unflatten(after), structure.unflatten(starts)
 
     @functools.cache  # noqa: B019
-    def _run(self, kind: tuple[int, tuple[bool, ...]], n_matrices: int) -> Operation:
+    def _run(
+        self, kind: DriveKind, recurrent: type[Weights] | None, with_delays: bool
+    ) -> Operation:
         def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
             given = iter(arrays)
             lengths, z_before = take(given, 2)
-            currents, rows = WrittenDrive(code, kind, given), take(given, n_matrices)
+            currents, weights, line = WrittenDrive(code, kind, given), None, None
+            if recurrent is not None:
+                weights = recurrent(*take(given, len(recurrent._fields)))
+            if with_delays:
+                line = DelayLine(code, UnderWay(*take(given, 2)))
             before, constants = self._given(given)
             (spikes,), after = take(given, 1), take(given, len(self.leaves))
             starts = list(given)
@@ -102,9 +120,9 @@ class Neurons:
 
             def step_of(t: Number, b: Number) -> None:
                 currents.add(t, b, current)
-                for matrix in rows:
-                    found.find(z)
-                    found.add_rows(matrix, current)
+                if weights is not None:
+                    found.find(z if line is None else line.step(t, z))
+                    weights.add(found, current)
                 z_t = spikes.part(t, b)
                 for cells in populations:
                     with code.loop(cells.n) as j:
@@ -114,6 +132,8 @@ class Neurons:
 
             with code.loop(last, first) as b:
                 code.copy(z_before.part(b), z)
+                if line is not None:
+                    line.begin(b)
                 for x, y in zip(before, state, strict=True):
                     code.copy(x.part(b), y)
                 with code.loop(starts[0].shape[0]) as block:
@@ -130,7 +150,8 @@ class Neurons:
             STEP,
             (bool, 2),
             *WrittenDrive.types(kind, self.dtype),
-            *[(self.dtype, 2)] * n_matrices,
+            *([] if recurrent is None else recurrent.types(self.dtype)),
+            *[(bool, 3), (np.int32, 1)] * with_delays,
             *states,
             *self._constant_types,
         ]
@@ -155,7 +176,7 @@ class Neurons:
         return structure.unflatten(found)
 
     @functools.cache  # noqa: B019
-    def _replay(self, kind: tuple[int, tuple[bool, ...]]) -> Operation:
+    def _replay(self, kind: DriveKind) -> Operation:
         def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
             given = iter(arrays)
             z_tm1, currents = WrittenEvents(True, given), WrittenDrive(code, kind, given)
@@ -237,7 +258,7 @@ class Neurons:
     @functools.cache  # noqa: B019
     def _back(
         self,
-        kind: tuple[int, tuple[bool, ...]],
+        kind: DriveKind,
         functions: tuple[tuple[int, bool, bool, bool], ...],
     ) -> Operation:
         def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
