@@ -3,7 +3,7 @@
 A sequence is delayed as a whole (`delayed`). Recurrent spikes are not known beforehand, so a
 network that runs hands each step's spikes to a delay line and gets those that arrive. There are
 two, which give the same numbers: `RotatingBuffer` writes one row of its memory per step,
-`ConcatenatedBuffer` moves all of them.
+`ConcatenatedBuffer` moves all of them. (Compiled programs have a line of their own.)
 """
 
 from abc import abstractmethod

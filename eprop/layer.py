@@ -99,8 +99,8 @@ class Layer(eqx.Module):
         - `delay_in`, `delay_rec`: delays of the synapses of `w_in` and `w_rec` in ms, multiples of
           dt: one number, or one for each presynaptic neuron. A recurrent spike takes one step
           anyway; its delay comes on top.
-        - `delay_line`: how spikes wait, `RotatingBuffer()` or `ConcatenatedBuffer()`: the same
-          numbers, the same gradients.
+        - `delay_line`: how spikes wait where the layer runs on XLA, `RotatingBuffer()` or
+          `ConcatenatedBuffer()`: the same numbers, the same gradients.
         - `dropout`: of what the layer receives from below, `Dropout(rate)`; `None` for none.
         - `key`: random key for the initializers; not needed if every weight is given.
 

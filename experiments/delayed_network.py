@@ -24,6 +24,7 @@ import tyro
 from jaxtyping import Array, Float, Int
 
 import eprop
+from eprop.compiled import without_kernels
 from eprop.delays import AbstractDelayLine
 from eprop.diagnostics import Synapses
 from figures.delayed_network import draw
@@ -154,9 +155,11 @@ def train(
 
     @eqx.filter_jit
     def observe(network: eprop.Network) -> tuple[Epoch, eprop.Network]:
-        (loss, accuracy), gradients = gradient(network, inputs, points.label)
+        with without_kernels():  # which have a ring of their own for spikes that wait
+            (loss, accuracy), gradients = gradient(network, inputs, points.label)
+            spikes = network(inputs).spikes
         of_synapses = Synapses(gradients.w_in, gradients.w_rec)
-        return Epoch(loss, accuracy, network(inputs).spikes, of_synapses), gradients
+        return Epoch(loss, accuracy, spikes, of_synapses), gradients
 
     @eqx.filter_jit
     def update(network: eprop.Network, gradients: Any, state: optax.OptState) -> Any:

@@ -21,20 +21,24 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eprop
 from eprop import processes
+from eprop.compiled import without_kernels
 from experiments.benchmarks import travelling
 
 N_STEPS, BATCH, N_IN, N, N_OUT = 24, 8, 6, 32, 2
 WINDOW, ITERATIONS, SAVE_EVERY = 8, 6, 2
-CASES = {  # whether the recurrent synapses are sparse, so that the layer runs on XLA; the rule
+CASES = {  # whether the recurrent synapses are sparse; the rule
     "dense, reverse": (False, "reverse"),
     "dense, windows": (False, "windows"),
     "sparse, windows, random feedback": (True, "random feedback"),
+    "sparse, windows on XLA": (True, "windows on XLA"),
     "sparse, bptt": (True, "bptt"),
 }
+OF_PARTS = ["dense, reverse", "dense, windows", "sparse, bptt"]
+"""Whose neurons are divided, so that they run on XLA."""
 MESHES = {  # shape, names, and what is found on it
     "2 shares": ((2,), ("batch",), list(CASES)),
     "4 shares": ((4,), ("batch",), ["dense, reverse"]),
-    "2 parts": ((2,), ("neurons",), [name for name in CASES if "random" not in name]),
+    "2 parts": ((2,), ("neurons",), OF_PARTS),
     "4 parts": ((4,), ("neurons",), ["dense, reverse"]),
     "2 shares, 2 parts": ((2, 2), ("batch", "neurons"), []),
 }
@@ -96,8 +100,16 @@ def gradient(name):
             eprop.RandomFeedback(jnp.linspace(-1, 1, N * N_OUT).reshape(N, N_OUT)), WINDOW
         ),
         "bptt": eprop.BPTT(),
-    }[name]
-    return jax.jit(eprop.value_and_grad(loss, rule))
+    }[name.removesuffix(" on XLA")]
+    value_and_grad = eprop.value_and_grad(loss, rule)
+    if not name.endswith("on XLA"):
+        return jax.jit(value_and_grad)
+
+    def without(*arguments):
+        with without_kernels():
+            return value_and_grad(*arguments)
+
+    return jax.jit(without)
 
 
 def train(folder, batches, *, iterations=ITERATIONS, seed=0, rate=1e-2, **more):

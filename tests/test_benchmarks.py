@@ -379,9 +379,10 @@ class TestSparseLayer:
     def test_runs(self, tmp_path, capsys):
         status, metrics = self.run(tmp_path, n_steps=100)
         assert status == 0 and metrics["jax"] == jax.__version__
-        assert list(metrics["programs"]) == ["forward", "gradient"]
+        assert list(metrics["programs"]) == ["forward", "gradient", "forward, XLA", "gradient, XLA"]
         for row in metrics["programs"].values():
-            assert row["seconds"] > 0 and row["memory_bytes"] > 0
+            assert row["median_seconds"] > 0 and row["memory_bytes"] > 0
+        assert 0 < metrics["gradients_differ"] < 1e-3  # they were two programs
         assert metrics["weights_bytes"] == 4 * 60 * (10 + 10)
         assert metrics["dense_weights_bytes"] == 4 * 60 * (60 + 20)
         assert metrics["peak_bytes"] > 2**26

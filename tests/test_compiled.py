@@ -12,7 +12,7 @@ import pytest
 
 import eprop
 from eprop.compiled import programs, without_kernels
-from eprop.kernels import Events, Neurons, event_currents, event_product
+from eprop.kernels import Events, Neurons, event_currents, event_product, wiring
 from tests.cases import slow_but
 from tests.comparison import assert_close, assert_trees_close, relative_error
 
@@ -64,8 +64,8 @@ def alternating(low, high):
     return np.where(np.arange(N) % 2, low, high).tolist()
 
 
-def sparse(n_pre, fan_in, **kwargs):
-    return eprop.Sparse.random(n_pre, N, fan_in, key=KEY, **kwargs)
+def sparse(n_pre, fan_in, seed=0, **kwargs):
+    return eprop.Sparse.random(n_pre, N, fan_in, key=jax.random.key(seed), **kwargs)
 
 
 CELLS = {
@@ -226,6 +226,27 @@ def test_over_seeds():
     assert_trees_close(together, jax.tree.map(lambda *x: jnp.stack(x), *alone), 1e-12)
 
 
+def test_over_synapses():
+    """In one program, whichever neurons are connected: each its own, as rewiring has it."""
+    gradient = eprop.value_and_grad(loss, eprop.EProp())
+    networks = [
+        make(alif(), {"w_in": sparse(N_IN, 2, seed=i), "w_rec": sparse(N, 3, seed=i)})
+        for i in range(3)
+    ]
+    of_one = jax.jit(gradient)
+    alone = [of_one(network, INPUTS, TARGETS) for network in networks]
+    assert of_one._cache_size() == 1
+    with without_kernels():
+        assert_trees_close(alone[2], jax.jit(gradient)(networks[2], INPUTS, TARGETS), 1e-10)
+    assert relative_error(alone[1][1].w_rec, alone[2][1].w_rec) > 1e-2
+
+    def stacked(trees):
+        return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+    together = jax.jit(jax.vmap(lambda network: gradient(network, INPUTS, TARGETS)))
+    assert_trees_close(together(stacked(networks)), stacked(alone), 1e-12)
+
+
 def test_in_a_scan_and_with_checkpoint():
     network = make(alif())
     gradient = eprop.grad(loss, eprop.EProp())
@@ -340,6 +361,46 @@ class TestEvents:
 
         first, second = both(x)
         assert_close(first + second, jnp.broadcast_to(rows.sum(0), zeros.shape), 1e-12)
+
+
+class TestSparseEvents:
+    """Of 9 neurons, of which one leads nowhere and one twice to the same."""
+
+    indices = np.array([[0, 1, 1], [5, 0, 3], [8, 7, 2], [2, 6, 1]])
+
+    @pytest.mark.parametrize("first", [0, 2])
+    def test_sums(self, first):
+        rng = np.random.default_rng(first)
+        found = jax.jit(wiring, static_argnums=1)(jnp.asarray(self.indices), 9)
+        x, before = rng.random((6, 5, 9)) < 0.3, rng.random((5, 9)) < 0.3
+        post, total = rng.normal(size=(4, 5, 4)), rng.normal(size=(4, 3))
+        late = Events(jnp.asarray(x), jnp.asarray(before))
+        sums = found.product(late, jnp.asarray(post), first, found.sorted(jnp.asarray(total)))
+        seen = np.concatenate([before[None], x])[first : first + 4].astype(float)
+        of_synapses = np.einsum("tbjf,tbj->bjf", seen[..., self.indices], post)
+        assert_close(found.restored(sums), total + of_synapses.sum(0), 1e-12)
+        assert not np.allclose(found.restored(sums), total)
+
+        now = Events(jnp.asarray(x[first : first + 4]))
+        seen = x[first : first + 4, ..., self.indices].astype(float)
+        of_synapses = np.einsum("tbjf,tbj->bjf", seen, post)
+        assert_close(found.restored(found.traces(now, jnp.asarray(post))), of_synapses, 1e-12)
+
+    def test_order(self):
+        """By neuron, and of one neuron as they were: so sums are the same wherever they are."""
+        found = wiring(jnp.asarray(self.indices), 9)
+        order = np.argsort(self.indices.ravel(), kind="stable")
+        np.testing.assert_array_equal(found.place, order)
+        np.testing.assert_array_equal(found.post, order // 3)
+        of_neuron = np.bincount(self.indices.ravel(), minlength=9)
+        np.testing.assert_array_equal(found.begins, np.concatenate([[0], np.cumsum(of_neuron)]))
+        w = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
+        np.testing.assert_array_equal(found.restored(found.sorted(w)), w)
+
+    def test_no_memory_but_its_own_is_looked_at(self):
+        """Whatever has become of the indices."""
+        found = wiring(jnp.asarray([[-1, 10**6]]), 9)
+        np.testing.assert_array_equal(found.begins, [0, *[1] * 8, 2])
 
 
 ELEMENTWISE = {

@@ -179,11 +179,21 @@ def test_potentials_at_the_threshold_stay_on_their_side(kept, monkeypatch):
             assert np.abs(a - b).max() < 1e-4 * np.abs(b).max()
 
 
-def test_potentials_at_the_threshold_on_compiled_programs():
+@pytest.mark.parametrize("synapses", ["dense", "sparse", "delayed"])
+def test_potentials_at_the_threshold_on_compiled_programs(synapses):
     """What is run again is what was run, bit for bit: one spike too many would stay in `a`."""
     with jax.enable_x64(False):
         cell = eprop.ALIF(64, tau_v=0.01, v_th=0.6, beta=0.05, n_refractory=0)
-        network = eprop.Network(cell, n_in=40, n_out=2, key=jax.random.key(0))
+        key = jax.random.key(0)
+        of_layer = {
+            "dense": lambda: {},
+            "sparse": lambda: {
+                "w_in": eprop.Sparse.random(40, 64, 20, key=key),
+                "w_rec": eprop.Sparse.random(64, 64, 30, autapses=False, key=key),
+            },
+            "delayed": lambda: {"delay_rec": np.arange(64) % 4.0},
+        }[synapses]()
+        network = eprop.Network(cell, n_in=40, n_out=2, key=key, **of_layer)
         grid = [jnp.round(w * 20) / 20 for w in (network.w_in, network.w_rec)]
         network = eqx.tree_at(lambda net: (net.w_in, net.w_rec), network, grid)
         inputs = jax.random.bernoulli(jax.random.key(1), 0.3, (80, 16, 40))

@@ -231,7 +231,7 @@ def test_memory_goes_with_the_synapses(window):
 def test_memory_of_a_matrix():
     """Else the bounds above would say nothing."""
     n = 2000
-    with without_kernels():  # on XLA, as sparse synapses are
+    with without_kernels():  # where the rows of a matrix are an array once more
         dense = gradient_bytes(np.zeros((n, n)), 20)
     assert dense > 8 * n * n / 3
 
