@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import eprop
@@ -247,6 +248,28 @@ def test_over_synapses():
     assert_trees_close(together(stacked(networks)), stacked(alone), 1e-12)
 
 
+@pytest.mark.parametrize("of_layer", ["sparse", "all of it"])
+def test_online(of_layer):
+    """Weights and all traces, after some updates."""
+
+    def learned():
+        def of_steps(trajectory, targets):
+            return jnp.sum((trajectory.outputs - targets) ** 2)
+
+        network = make(alif(), ON_A_PROCESSOR[of_layer])
+        learner = eprop.OnlineLearner(
+            network, of_steps, eprop.EProp(), optax.sgd(1e-3), update_every=10
+        )
+        state, _ = learner.run(learner.init(BATCH), (INPUTS, TARGETS))
+        return network.w_rec, eqx.filter(state, eqx.is_inexact_array)
+
+    before, fast = learned()
+    with without_kernels():
+        _, plain = learned()
+    assert_trees_close(fast, plain, 1e-10)
+    assert relative_error(fast.network.w_rec, before) > 1e-3
+
+
 def test_in_a_scan_and_with_checkpoint():
     network = make(alif())
     gradient = eprop.grad(loss, eprop.EProp())
@@ -459,6 +482,22 @@ def test_negative_control(monkeypatch):
     network = make(cell())
     fast, plain = on_both(eprop.value_and_grad(loss, eprop.EProp()), network, INPUTS, TARGETS)
     assert relative_error(fast[1].w_rec, plain[1].w_rec) > 1e-3
+
+
+@pytest.mark.parametrize("of_layer", ["sparse", "delayed spikes"])
+def test_wrong_synapses_and_delays_are_seen(of_layer, monkeypatch):
+    from eprop import compiled, event_synapses
+
+    if of_layer == "sparse":
+        monkeypatch.setattr(event_synapses, "wiring", lambda at, n: wiring((at + 1) % n, n))
+    else:
+        delayed = compiled.delayed
+        monkeypatch.setattr(
+            compiled, "delayed", lambda known, delays, n: delayed(known, delays[::-1], n)
+        )
+    network = make(alif(), ON_A_PROCESSOR[of_layer])
+    fast, plain = on_both(eprop.value_and_grad(loss, eprop.EProp()), network, INPUTS, TARGETS)
+    assert relative_error(fast[1].w_rec, plain[1].w_rec) > 1e-2
 
 
 class TestDelaysBetweenChunks:
