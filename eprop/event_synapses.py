@@ -111,8 +111,8 @@ def event_synapses(
 
     def found(kind: str, synapses: AbstractSynapses) -> AbstractEventSynapses | None:
         if isinstance(synapses, Sparse):
-            return EventSparse(wiring(synapses.indices, synapses.n_pre), kind)
-        return EventDense(rows[kind]) if kind in rows else None
+            return EventSparse(wiring=wiring(synapses.indices, synapses.n_pre), name=kind)
+        return EventDense(rows=rows[kind]) if kind in rows else None
 
     each = {kind: found(kind, synapses) for kind, synapses in kinds.items()}
     return {kind: x for kind, x in each.items() if x is not None}

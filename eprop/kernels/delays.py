@@ -1,10 +1,8 @@
 """Spikes on their way to recurrent synapses with delays."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array as JaxArray
-from jaxtyping import Bool, Int
 
 from .events import each_event
 from .language import BOOL, INDEX, Array, Code, Number
@@ -16,10 +14,10 @@ class UnderWay(NamedTuple):
     These are the arrays of a call, or the same in a program that is being written.
     """
 
-    past: Bool[JaxArray, "batch d_max n"] | Array
-    """z_{t-1} of the steps before, the oldest first."""
-    delays: Int[JaxArray, " n"] | Array
-    """Of each presynaptic neuron, in steps."""
+    past: Any
+    """`[batch, d_max, n]`: z_{t-1} of the steps before, the oldest first, booleans."""
+    delays: Any
+    """`[n]`: of each presynaptic neuron, in steps."""
 
 
 class DelayLine:
