@@ -127,7 +127,6 @@ EXAMPLES = {
 COMPILED = [
     "two populations",
     "three layers, the last seen",
-    "an own cell below LSTM units",
     "sparse and delayed",
     "without recurrence",
     "spiking, all delayed from below",
