@@ -133,7 +133,8 @@ def test_imports_are_found():
     assert set(of_engine("cells")) > {"cells.lif", "cells.populations"}
     assert set(of_engine("layer")) > {"cells", "synapses", "checks"}
     assert {"reverse", "windowed"} < set(of_engine("evaluation"))
-    assert set(of_engine("checkpoints")) == {"files", "processes", "structure", "version"}
+    of_checkpoints = {"checks", "files", "processes", "structure", "version"}
+    assert set(of_engine("checkpoints")) == of_checkpoints
     assert {"", "checks"}.isdisjoint(of_engine("")) and "rules" in set(of_engine(""))
 
 
