@@ -17,12 +17,6 @@ from .trajectory import Trajectory
 Loss = Callable[[Trajectory, Any], Any]
 """`loss(trajectory, targets) -> scalar`, or `-> (scalar, aux)` with `has_aux=True`."""
 
-NO_GRADIENT = (
-    "the loss lets no gradient back into what the network did, so nothing would be learned: "
-    "argmax, comparisons and rounding have none. Write one of eprop.losses, say, and return an "
-    "accuracy beside it, with has_aux=True"
-)
-
 
 class EProp(AbstractRule):
     """E-prop: eligibility traces, forward in time, times learning signals.
@@ -112,8 +106,8 @@ def value_and_grad(
     pure function: `jax.jit` it with what comes after it. It is no more than `jax.value_and_grad`
     of `loss(network(inputs, rule), targets)`: write that where there is more around the network.
 
-    Raises `TypeError` for a loss that is no scalar, `ValueError` for one without a gradient (where
-    it is compiled), `ValueError` or `TypeError` for inputs and targets that don't fit.
+    Raises `TypeError` for a loss that is no scalar, `ValueError` or `TypeError` for inputs and
+    targets that don't fit.
     """
     checks.function("loss", loss, "loss(trajectory, targets)")
     checks.instance("rule", rule, AbstractRule, "EProp() or BPTT()")
@@ -124,18 +118,13 @@ def value_and_grad(
         network: Network, inputs: ArrayLike, targets: Any, key: Any = None
     ) -> tuple[Any, Network]:
         checks.instance("network", network, Network, "evaluate(network, inputs, targets)")
-        leaves = jax.tree.leaves((network, inputs))
-        is_traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
-        if not is_traced:
+        if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((network, inputs))):
             network.checked(inputs)  # while the numbers are known: its plain errors
         part, frozen = eqx.partition(network, trainable)
 
         def of_part(part):
             trajectory = eqx.combine(part, frozen)(inputs, rule, key=key)
-            of_trajectory = lambda seen: call_loss(loss, seen, targets, has_aux)  # noqa: E731
-            if is_traced and not checks.carries_gradient(lambda y: of_trajectory(y)[0], trajectory):
-                raise ValueError(NO_GRADIENT)
-            return of_trajectory(trajectory)
+            return call_loss(loss, trajectory, targets, has_aux)
 
         (value, aux), gradients = jax.value_and_grad(of_part, has_aux=True)(part)
         return ((value, aux) if has_aux else value), gradients

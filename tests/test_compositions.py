@@ -15,6 +15,7 @@ import pytest
 
 import eprop
 from tests import oracle
+from tests.cases import slow_but
 from tests.comparison import assert_close, assert_trees_close, relative_error
 from tests.drawn_networks import LayerOptions, Options, draw
 
@@ -195,7 +196,10 @@ def test_neurons_are_alive():
 
 @pytest.mark.parametrize(
     ("composition", "window"),
-    [("over_time", 1), ("over_time", 5), ("bidirectional", 4), ("several_heads", 4)],
+    slow_but(
+        [("over_time", 1), ("several_heads", 4)],
+        [("over_time", 1), ("over_time", 5), ("bidirectional", 4), ("several_heads", 4)],
+    ),
 )
 def test_windows(composition, window):
     """Where nothing is asked of the inputs: whatever the loss does over time."""

@@ -102,6 +102,7 @@ def look_up(network, inputs, stop=lambda x: x):
 delays_of = {n: st.lists(st.integers(0, 8), min_size=n, max_size=n) for n in (3, 6)}
 
 
+@pytest.mark.slow
 @settings(max_examples=6, derandomize=True, deadline=None)
 @given(
     st.sampled_from(["LIF", "ALIF", "own cell"]),
@@ -124,6 +125,7 @@ def test_both_lines_are_a_lookup_in_the_history(cell, delay_in, delay_rec, n_ste
         assert_trees_close(actual, expected, TOLERANCE, "trajectory")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("in_steps", "stop"), [(IN_STEPS[2], True), (IN_STEPS[3], False)])
 def test_autodiff_through_both_lines_is_that_of_the_lookup(in_steps, stop):
     case, *_ = delayed_case(in_steps=in_steps)
@@ -148,6 +150,7 @@ def test_eprop_is_its_autodiff_for_every_window(window):
     assert_trees_close(actual, expected, TOLERANCE, f"window={window}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cell", "in_steps"),
     [("LIF", IN_STEPS[0]), ("own cell", IN_STEPS[1]), ("ALIF", IN_STEPS[3])],
@@ -159,6 +162,7 @@ def test_eprop_is_its_autodiff_for_every_cell(cell, in_steps):
         assert_trees_close(actual, expected, TOLERANCE, f"window={window}")
 
 
+@pytest.mark.slow
 def test_both_lines_have_one_gradient():
     """That of autodiff, as without the compiled programs; these have a line of their own."""
     *_, expected = delayed_case()

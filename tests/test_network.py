@@ -10,7 +10,7 @@ import pytest
 
 import eprop
 import eprop.reverse
-from tests.cases import CELLS, Options, make_case
+from tests.cases import EACH_CELL, Options, make_case
 from tests.comparison import assert_close, assert_trees_close
 
 RULES = [eprop.EProp(), eprop.EProp(window=1), eprop.EProp(window=4), eprop.BPTT()]
@@ -51,7 +51,7 @@ def test_readout(scale_readout, readout_bias):
     assert_close(trajectory.outputs, np.stack(expected), 1e-13)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@EACH_CELL
 def test_a_trajectory_has_an_entry_per_step_example_and_neuron(cell):
     network, inputs, *_ = case(cell)
     trajectory = network(inputs)
@@ -176,7 +176,7 @@ def in_float32(tree):
 
 
 @pytest.mark.parametrize("rule", [RULES[0], RULES[2]], ids=str)
-@pytest.mark.parametrize("cell", CELLS)
+@EACH_CELL
 def test_float32(cell, rule):
     """Also beside float64, which the network does not turn into."""
     made = case(cell)

@@ -136,6 +136,7 @@ def learner_of(name):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(name=st.sampled_from(list(LEARNERS)), seed=st.integers(0, 2**16), ends=st.booleans())
 @settings(max_examples=15, deadline=None)
 def test_run_is_repeated_steps(name, seed, ends):

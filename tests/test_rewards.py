@@ -206,7 +206,8 @@ class TestGradient:
         assert_trees_close(state.optimizer, expected, 1e-12, "gradient of ")
         assert float(np.abs(expected.w_in).max()) > 1e-4
 
-    @pytest.mark.parametrize("name", slow_but(["layers"], DRAWN))
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", DRAWN)
     def test_without_a_critic_in_every_network(self, name):
         """δ is what `learn` is given."""
         drawn = draw(DRAWN[name])
@@ -399,6 +400,7 @@ def learning_corridor(update_every=4):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 class TestRollout:
     def test_is_acting_and_learning(self):
         learner = learning_corridor()
