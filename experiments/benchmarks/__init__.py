@@ -104,6 +104,10 @@ def travelling(program: jax.stages.Compiled) -> list[tuple[str, str, int]]:
 
 
 def relative_difference(a: Any, b: Any) -> float:
-    """Largest difference of any two arrays of `a` and `b` / the largest entry of `b`'s."""
+    """Largest difference of any two arrays of `a` and `b` / the largest entry of `b`'s.
+
+    NaN where both are zero: nothing was compared.
+    """
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return float(np.max([np.abs(x - y).max() / np.abs(y).max() for x, y in pairs]))
+    with np.errstate(invalid="ignore"):
+        return float(np.max([np.abs(x - y).max() / np.abs(y).max() for x, y in pairs]))
