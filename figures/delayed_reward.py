@@ -66,7 +66,7 @@ def _trials(figure: SubFigure, run: Run) -> None:
         readouts = trial["outputs"][:, k]
         plotting.traces(outputs, readouts, dt, ("left", "right", "value") if k == 0 else ())
         if k == 0:  # where the readouts are still
-            outputs.legend(loc="upper left", bbox_to_anchor=(0.52, 1.15), handlelength=2)
+            outputs.legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 0.97), handlelength=2)
         outputs.set_xlabel("time (ms)")
         for axes in (inputs, spikes, thresholds, outputs):
             recall = np.flatnonzero(trial["mask"]) * dt
