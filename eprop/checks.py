@@ -1,6 +1,7 @@
 """Early, clear errors: what was wrong, its value and shape, and what to write instead."""
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,16 @@ def number(name: str, value: Any, *, above: float | None = None, unit: str = "")
 def duration(name: str, value: Any) -> float:
     """A time in ms as a float; `ValueError` unless it is one positive, finite number."""
     return number(name, value, above=0, unit=", in ms")
+
+
+def remembers(name: str, tau: Any, dt: float) -> None:
+    """Warns of a time constant of which a step leaves nothing, unless it is traced."""
+    if not isinstance(tau, jax.core.Tracer) and np.any(np.asarray(tau) < dt / 20):
+        warnings.warn(
+            f"{name} = {tau} is so much less than the step dt = {dt:g} that nothing is left after "
+            f"one: times are in ms, so write 20 for 20 ms",
+            stacklevel=2,
+        )
 
 
 def not_negative(name: str, value: Any) -> float:

@@ -40,6 +40,8 @@ class Readout(eqx.Module):
         self.weights = weight("w_out", weights, (n_seen, n_out), keys(2))
         self.bias = None if bias is None else weight("readout_bias", bias, (n_out,), keys(3))
         self.tau = None if tau is None else checks.duration("tau_out", tau)
+        if self.tau is not None:
+            checks.remembers("tau_out", self.tau, dt)
         self.scale = checks.switch("scale_readout", scale)
         self.dt = dt
 

@@ -138,6 +138,23 @@ NO_NUMBERS = {
 }
 
 
+SHORT = {
+    "tau_v": lambda **of: eprop.LIF(3, tau_v=0.02, **of),
+    "tau_a": lambda **of: eprop.ALIF(3, tau_v=0.5, tau_a=[0.2, 2, 0.02], **of),
+    "tau_i": lambda **of: eprop.CurrentLIF(3, tau_v=0.5, tau_i=jnp.array(0.005), **of),
+    "tau_out": lambda **of: eprop.Network(
+        eprop.LIF(3, tau_v=0.5, **of), n_in=2, n_out=1, tau_out=0.02, key=jax.random.key(0)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_seconds_in_place_of_milliseconds_are_warned_of(name):
+    with pytest.warns(UserWarning, match=f"{name} = .*times are in ms"):
+        SHORT[name]()
+    SHORT[name](dt=0.001)  # all in seconds: no warning
+
+
 class TestArraysOfACell:
     """They are no weights, but what comes of NaN in them is as little a number."""
 

@@ -161,7 +161,7 @@ def test_potentials_at_the_threshold_stay_on_their_side(kept, monkeypatch):
     """Weights on a grid put many potentials right at the threshold, where rounding decides."""
     monkeypatch.setattr("eprop.reverse.KEPT_BYTES", kept)
     with jax.enable_x64(False):
-        cell = eprop.ALIF(64, tau_v=0.01, v_th=0.6, beta=0.05, n_refractory=0)
+        cell = eprop.ALIF(64, tau_v=0.05, v_th=0.6, beta=0.05, n_refractory=0)
         network = eprop.Network(cell, n_in=40, n_out=2, key=jax.random.key(0))
         grid = [jnp.round(w * 20) / 20 for w in (network.w_in, network.w_rec)]
         network = eqx.tree_at(lambda net: (net.w_in, net.w_rec), network, grid)
@@ -183,7 +183,7 @@ def test_potentials_at_the_threshold_stay_on_their_side(kept, monkeypatch):
 def test_potentials_at_the_threshold_on_compiled_programs(synapses):
     """What is run again is what was run, bit for bit: one spike too many would stay in `a`."""
     with jax.enable_x64(False):
-        cell = eprop.ALIF(64, tau_v=0.01, v_th=0.6, beta=0.05, n_refractory=0)
+        cell = eprop.ALIF(64, tau_v=0.05, v_th=0.6, beta=0.05, n_refractory=0)
         key = jax.random.key(0)
         of_layer = {
             "dense": lambda: {},

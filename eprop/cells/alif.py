@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from .. import checks
 from ..surrogate import AbstractSurrogate, Triangular
-from .constants import AbstractConstant, beside, constant, decay
+from .constants import AbstractConstant, beside, constant, decay, time_constant
 from .membrane import AbstractIntegrateAndFire
 
 
@@ -68,11 +68,11 @@ class ALIF(AbstractIntegrateAndFire):
         Raises `ValueError` for a parameter of another shape or out of range.
         """
         self.n, self.dt = checks.positive_int("n", n), checks.duration("dt", dt)
-        self.tau_v = constant("tau_v", tau_v, n, positive=True)
+        self.tau_v = time_constant("tau_v", tau_v, n, self.dt)
         self.v_th = constant("v_th", v_th, n, positive=True)
         self.n_refractory = checks.steps("n_refractory", n_refractory, n)
         self.scale_current = checks.switch("scale_current", scale_current)
-        self.tau_a = constant("tau_a", tau_a, n, positive=True)
+        self.tau_a = time_constant("tau_a", tau_a, n, self.dt)
         self.beta = constant("beta", beta, n)
         self.v_init = constant("v_init", v_init, n)
         self.surrogate = checks.instance("surrogate", surrogate, AbstractSurrogate, "Triangular()")

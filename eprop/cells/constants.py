@@ -81,6 +81,14 @@ def constant(name: str, value: Any, n: int, *, positive: bool = False) -> Abstra
     return TrainedPositive(jnp.log(value)) if positive else Trained(value)
 
 
+def time_constant(name: str, value: Any, n: int, dt: float) -> AbstractConstant:
+    """A positive `constant` in ms, with a warning if a step of `dt` ms leaves nothing."""
+    found = constant(name, value, n, positive=True)
+    if found is not value:
+        checks.remembers(name, value, dt)
+    return found
+
+
 def beside(number: Any, x: Array) -> Array:
     """A number `[]`, or one per neuron `[n]`, to be combined with x `[batch, n]` of its dtype."""
     array = jnp.asarray(number, x.dtype)

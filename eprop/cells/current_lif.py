@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from .. import checks
 from ..surrogate import AbstractSurrogate, Triangular
-from .constants import AbstractConstant, constant, decay
+from .constants import AbstractConstant, constant, decay, time_constant
 from .membrane import AbstractIntegrateAndFire
 
 
@@ -66,11 +66,11 @@ class CurrentLIF(AbstractIntegrateAndFire):
         Raises `ValueError` for a parameter of another shape or out of range.
         """
         self.n, self.dt = checks.positive_int("n", n), checks.duration("dt", dt)
-        self.tau_v = constant("tau_v", tau_v, n, positive=True)
+        self.tau_v = time_constant("tau_v", tau_v, n, self.dt)
         self.v_th = constant("v_th", v_th, n, positive=True)
         self.n_refractory = checks.steps("n_refractory", n_refractory, n)
         self.scale_current = checks.switch("scale_current", scale_current)
-        self.tau_i = constant("tau_i", tau_i, n, positive=True)
+        self.tau_i = time_constant("tau_i", tau_i, n, self.dt)
         self.v_init = constant("v_init", v_init, n)
         self.surrogate = checks.instance("surrogate", surrogate, AbstractSurrogate, "Triangular()")
 

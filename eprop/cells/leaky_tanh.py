@@ -8,7 +8,15 @@ from jaxtyping import Array, Float
 
 from .. import checks
 from .abstract import AbstractCell
-from .constants import AbstractConstant, at_start, beside, complement, constant, decay
+from .constants import (
+    AbstractConstant,
+    at_start,
+    beside,
+    complement,
+    constant,
+    decay,
+    time_constant,
+)
 
 
 class LeakyTanhState(NamedTuple):
@@ -51,7 +59,7 @@ class LeakyTanh(AbstractCell):
         - `dt`: time step in ms.
         """
         self.n, self.dt = checks.positive_int("n", n), checks.duration("dt", dt)
-        self.tau_v = constant("tau_v", tau_v, n, positive=True)
+        self.tau_v = time_constant("tau_v", tau_v, n, self.dt)
         self.bias = constant("bias", bias, n)
         self.v_init = constant("v_init", v_init, n)
 

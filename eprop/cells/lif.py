@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from .. import checks
 from ..surrogate import AbstractSurrogate, Triangular
-from .constants import AbstractConstant, constant
+from .constants import AbstractConstant, constant, time_constant
 from .membrane import AbstractIntegrateAndFire
 
 
@@ -69,7 +69,7 @@ class LIF(AbstractIntegrateAndFire):
         Raises `ValueError` for a parameter of another shape or out of range.
         """
         self.n, self.dt = checks.positive_int("n", n), checks.duration("dt", dt)
-        self.tau_v = constant("tau_v", tau_v, n, positive=True)
+        self.tau_v = time_constant("tau_v", tau_v, n, self.dt)
         self.v_th = constant("v_th", v_th, n, positive=True)
         self.n_refractory = checks.steps("n_refractory", n_refractory, n)
         self.scale_current = checks.switch("scale_current", scale_current)
