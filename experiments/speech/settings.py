@@ -111,7 +111,15 @@ class Config:
 
 
 OF_LSTM = {"repeats": 1, "tau_readout": None, "rate_penalty": 0.0}
-OF_CTC = {"tau_readout": None, "feedback_decay": 1e-4, "clip": 1.0, "l2": 0.0, "epochs": 16}
+OF_CTC = {
+    "tau_readout": None,
+    "feedback_decay": 1e-4,
+    "clip": 1.0,
+    "l2": 0.0,
+    "batch_size": 8,
+    "epochs": 24,
+    "learning_rate": 3e-3,
+}
 OF_REFERENCE_LSNN = {"v_th": 0.205, "beta": 0.184, "rate_penalty": 50.0}
 REFERENCE_CTC = {
     **OF_CTC,
