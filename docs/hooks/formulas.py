@@ -14,8 +14,8 @@ CONVERTER = LatexToMathML(fancy_error=False)
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 FONT = "assets/STIXTwoMath.woff"
 """For readers whose system has no font for formulas, named in the style sheet."""
-LETTERS = [(0x20, 0x7F), (0x370, 0x400), (0x2000, 0x2300), (0x1D400, 0x1D800)]
-"""Latin and Greek, operators, and letters in mathematical styles."""
+LETTERS = [(0x20, 0x7F), (0x370, 0x400), (0x2000, 0x2400), (0x1D400, 0x1D800)]
+"""Latin and Greek, operators and braces, and letters in mathematical styles."""
 
 
 def on_page_content(content, page, config, files):

@@ -135,7 +135,7 @@ class EvidenceAccumulation:
             batch_size: number of trials.
 
         Returns:
-            `Trials`: inputs, bool [time, batch, n_in]; labels, int [batch]; mask, bool [time], true
+            Trials: inputs, bool [time, batch, n_in]; labels, int [batch]; mask, bool [time], true
             in the recall window; cues, int [batch, n_cues], the side of each cue.
         """
         check_count("batch_size", batch_size)

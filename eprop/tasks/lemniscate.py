@@ -73,7 +73,7 @@ class Lemniscate:
             batch_size: number of examples, each with noise of its own.
 
         Returns:
-            `Patterns`: inputs, bool [time, batch, n_in]; targets, float [time, batch, 2].
+            Patterns: inputs, bool [time, batch, n_in]; targets, float [time, batch, 2].
         """
         check_count("batch_size", batch_size)
         inputs = spikes(key, (self.n_steps, batch_size, self.n_in), self.rate_hz, self.dt)

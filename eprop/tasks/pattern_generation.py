@@ -164,7 +164,7 @@ class PatternGeneration:
             batch_size: number of examples: one target, each example with noise of its own.
 
         Returns:
-            `Patterns`: inputs, bool [time, batch, n_in]; targets, float [time, batch, n_out].
+            Patterns: inputs, bool [time, batch, n_in]; targets, float [time, batch, n_out].
         """
         check_count("batch_size", batch_size)
         key_inputs, key_amplitudes, key_phases = jax.random.split(key, 3)

@@ -42,7 +42,7 @@ class SwitchingPatterns:
             batch_size: number of streams: one target, each stream with noise of its own.
 
         Returns:
-            `Patterns`: inputs, bool [time, batch, n_in]; targets, float [time, batch, n_out].
+            Patterns: inputs, bool [time, batch, n_in]; targets, float [time, batch, n_out].
         """
         phase_key = jax.random.fold_in(key, repetition // self.repetitions)
         inputs = self.pattern.sample(key, batch_size).inputs
