@@ -174,7 +174,7 @@ def test_tutorial_is_a_notebook_of_the_site(tutorial):
     """`make docs` runs it: a cell that raises ends the build."""
     code = tutorial.read_text()
     assert code.startswith("# %% [markdown]\n# # ")
-    assert code.count("plt.show()") >= 2
+    assert code.count('# %% alt="') == code.count("plt.show()") >= 2
     assert f"tutorials/{tutorial.stem}.md" in (ROOT / "mkdocs.yml").read_text()
 
 

@@ -1,8 +1,10 @@
 """Tutorials are notebooks in jupytext's percent format: the build runs them and makes them pages.
 
-What a cell prints and draws is kept on the page only. A cell that raises ends the build.
+What a cell prints and draws is kept on the page only. A cell that draws says what,
+to those who can't see it: `# %% alt="..."`. A cell that raises ends the build.
 """
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,5 +37,7 @@ def pages_of(path):
     page, resources = MarkdownExporter().from_notebook_node(
         notebook, {"unique_key": path.stem, "output_files_dir": "figures"}
     )
+    figures = iter(cell.metadata.alt for cell in notebook.cells if "plt.show()" in cell.source)
+    page = re.sub(r"(?<=!\[)svg(?=\])", lambda _: next(figures), page)
     page = DOWNLOAD.format(name=path.stem) + page
     return {f"{path.stem}.md": page, f"{path.stem}.ipynb": download, **resources["outputs"]}

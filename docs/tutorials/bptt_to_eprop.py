@@ -27,9 +27,8 @@ from eprop.tasks import PatternGeneration
 task = PatternGeneration(
     n_in=30, duration_ms=400.0, periods_ms=(400.0, 200.0, 133.0)
 )
-inputs, targets = task.sample(
-    jax.random.key(0), batch_size=1
-)  # [time, batch, feature]
+# Both are [time, batch, feature].
+inputs, targets = task.sample(jax.random.key(0), batch_size=1)
 network = Network(
     ALIF(30, v_th=0.4),
     n_in=30,
@@ -44,9 +43,8 @@ def loss(trajectory, targets):
 
 
 trajectory = network(inputs)
-print(
-    f"{1000 * trajectory.spikes.mean():.0f} Hz per neuron"
-)  # alive: else all gradients are 0
+# Alive? Else all gradients are 0.
+print(f"{1000 * trajectory.spikes.mean():.0f} Hz per neuron")
 
 # %% [markdown]
 # ## One argument, three gradients
@@ -56,11 +54,10 @@ print(
 # by a fixed random matrix.
 
 
-# %%
+# %% alt="Gradients by e-prop, symmetric and random, against those by BPTT"
 def gradient(rule):
-    return np.asarray(
-        eprop.grad(loss, rule)(network, inputs, targets).w_rec
-    )  # [pre, post]
+    """Of the recurrent weights, `[pre, post]`."""
+    return np.asarray(eprop.grad(loss, rule)(network, inputs, targets).w_rec)
 
 
 def difference(g, h):
@@ -116,12 +113,9 @@ plt.show()
 # Both can be looked at, and their products summed by hand:
 
 # %%
-traces = eprop.eligibility_traces(
-    network, inputs
-).w_rec  # arrays [time, batch, pre, post]
-signals = eprop.learning_signals(
-    network, inputs, targets, loss
-)  # [time, batch, post]
+# Traces are [time, batch, pre, post], signals [time, batch, post].
+traces = eprop.eligibility_traces(network, inputs).w_rec
+signals = eprop.learning_signals(network, inputs, targets, loss)
 products = signals.readout[:, :, None, :] * traces.filtered
 by_hand = products.sum((0, 1))
 print(f"differs by {difference(by_hand, by_eprop):.0e}")
@@ -129,7 +123,7 @@ print(f"differs by {difference(by_hand, by_eprop):.0e}")
 # %% [markdown]
 # One synapse, from its presynaptic spikes to its gradient:
 
-# %%
+# %% alt="One synapse: spikes, membrane, trace, learning signal, their sum"
 pre, post = np.unravel_index(np.argmax(np.abs(by_eprop)), by_eprop.shape)
 v, a = (np.asarray(x[:, 0, post]) for x in trajectory.states[:2])
 figure, panels = plt.subplots(
@@ -180,9 +174,8 @@ plt.show()
 # paper's equation 1):
 
 # %%
-total = eprop.total_derivative(
-    network, inputs, targets, loss
-)  # [time, batch, post]
+# [time, batch, post]
+total = eprop.total_derivative(network, inputs, targets, loss)
 exact = jnp.einsum("tbj,tbij->ij", total, traces.trace)
 print(f"differs from BPTT by {difference(exact, by_bptt):.0e}")
 
@@ -191,7 +184,7 @@ print(f"differs from BPTT by {difference(exact, by_bptt):.0e}")
 # spike does by the readout, now and for as long as the readout remembers it,
 # and what it does in total.
 
-# %%
+# %% alt="What a spike does to the loss, in total and by the readout alone"
 kappa, gain = network.kappa, network.readout_gain
 direct = np.zeros_like(total)
 ahead = np.zeros_like(total[0])
@@ -231,7 +224,7 @@ print(f"differs from e-prop by {difference(cut, by_eprop):.0e}")
 # The same network, the same optimiser, 300 iterations. At each, the angle to
 # what BPTT would have done *there*.
 
-# %%
+# %% alt="Losses by three rules, and the angles of two to BPTT"
 optimizer = optax.adam(3e-3)
 
 

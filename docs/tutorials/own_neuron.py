@@ -50,9 +50,7 @@ class ResonatorState(NamedTuple):
 class Resonator(eprop.AbstractCell):
     """Neurons whose membrane swings."""
 
-    log_f: (
-        jax.Array
-    )  # log of the frequency in Hz, [n]: an array, so it is trained
+    log_f: jax.Array  # of the frequency in Hz, [n]: an array, so trained
     n: int = eqx.field(static=True)
     tau: float = eqx.field(static=True, default=80.0)  # ms
     v_th: float = eqx.field(static=True, default=1.0)
@@ -66,13 +64,11 @@ class Resonator(eprop.AbstractCell):
 
     def step(self, state, current, z_tm1):
         omega = 2 * jnp.pi * jnp.exp(self.log_f) * self.dt / 1000
-        cos, sin = (
-            np.exp(-self.dt / self.tau) * f(omega) for f in (jnp.cos, jnp.sin)
-        )
+        decay = np.exp(-self.dt / self.tau)
+        cos, sin = decay * jnp.cos(omega), decay * jnp.sin(omega)
         u = cos * state.u - sin * state.v + current
-        v = (
-            sin * state.u + cos * state.v - self.v_th * z_tm1
-        )  # a spike takes its share
+        # A spike takes its share.
+        v = sin * state.u + cos * state.v - self.v_th * z_tm1
         return ResonatorState(u, v)
 
     def output(self, state):
@@ -90,7 +86,7 @@ def resonators(hz, **constants):
 # Pulses at different rates, into neurons of different frequencies, and into a
 # leaky integrate-and-fire neuron. How far does the membrane go?
 
-# %%
+# %% alt="The highest potential by rate of pulses, and two over time"
 DURATION = 400  # ms
 
 
@@ -103,9 +99,8 @@ def pulses(hz):
 
 def highest(cell, hz):
     """The highest membrane potential under pulses of these rates."""
-    x = np.stack([pulses(f) for f in hz], axis=1)[
-        :, :, None
-    ]  # [time, batch, channel]
+    # [time, batch, channel]
+    x = np.stack([pulses(f) for f in hz], axis=1)[:, :, None]
     w = np.full((1, cell.n), 0.3, np.float32)
     states = Network(
         cell, n_in=1, n_out=1, w_in=w, w_rec=None, key=jax.random.key(0)
@@ -157,7 +152,7 @@ plt.show()
 # trace *rings* too. Below is what a synapse remembers of a single presynaptic
 # spike.
 
-# %%
+# %% alt="After a spike one eligibility vector rings, the other decays"
 once = np.zeros((200, 1, 1), bool)
 once[10] = True
 figure, panel = plt.subplots(figsize=(7, 2.6), layout="constrained")
@@ -233,7 +228,7 @@ for name in ("oracle", "BPTT"):
 # too, with a learning rate of their own.
 
 
-# %%
+# %% alt="Fractions told right, and frequencies while they are learned"
 def sample(key, batch=32):
     of_label, of_start, of_jitter = jax.random.split(key, 3)
     labels = jax.random.randint(of_label, (batch,), 0, 2)
@@ -242,9 +237,8 @@ def sample(key, batch=32):
         of_start, (batch, 1, 1), minval=10.0, maxval=80.0
     )
     times = start + period[:, None, None] * jnp.arange(5)[None, :, None]
-    times = times + 2 * jax.random.normal(
-        of_jitter, (batch, 5, 10)
-    )  # ms, [batch, pulse, channel]
+    # ms, [batch, pulse, channel]
+    times = times + 2 * jax.random.normal(of_jitter, (batch, 5, 10))
     steps, example = (
         jnp.round(times).astype(int),
         jnp.arange(batch)[:, None, None],

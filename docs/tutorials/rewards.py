@@ -159,7 +159,7 @@ modulated = RewardLearner(
 _, alone, _ = train(modulated)
 print(f"without a critic {alone[-1]:.2f}")
 
-# %%
+# %% alt="Rewards and values against runs through the maze"
 figure, panel = plt.subplots(figsize=(9, 2.8), layout="constrained")
 runs = 0.8 * np.arange(1, len(rewards) + 1)
 panel.plot(runs, rewards, ".-", color="C0", label="reward")
@@ -176,11 +176,11 @@ plt.show()
 # ## What it remembers
 #
 # Ten runs with the light on either side. What the network is drawn to, the
-# readout of "right" less that of "left", is of the light's side when the
+# readout of "right" less that of "left", is on the light's side when the
 # junction comes, 40 ms after the light has gone out.
 
 
-# %%
+# %% alt="Spikes of one run, and the readouts of twenty"
 def run_through(side, key):
     """What is seen on the whole way, `[time, neuron]`."""
     keys, places = jax.random.split(key, 4), range(JUNCTION + 1)

@@ -142,7 +142,7 @@ print(
     f"{state.n_steps} steps in {seconds:.0f} s, {info.rates.mean():.0f} Hz each"
 )
 
-# %%
+# %% alt="Errors over time: the network that goes on learning recovers"
 figure, panel = plt.subplots(figsize=(9, 2.8), layout="constrained")
 curves = {
     "goes on learning": (learning, "C0"),
@@ -157,7 +157,7 @@ for name, (outputs, color) in curves.items():
     panel.semilogy(at, errors[name], ".-", color=color, label=name)
 panel.axvline(SLIP, color="C3", linestyle="--", linewidth=1)
 panel.set(xlabel="time (s)", ylabel="error while not told")
-panel.legend(frameon=False)
+figure.legend(frameon=False, ncols=2, loc="outside upper center")
 plt.show()
 
 # %% [markdown]
@@ -166,7 +166,7 @@ plt.show()
 # says in four seconds in which it was not told: the fifth, the last before
 # the slip, the fifth after it, and the last.
 
-# %%
+# %% alt="The hand's velocity and the network's output in four seconds"
 figure, panels = plt.subplots(
     2, 4, figsize=(9, 3.4), sharex=True, sharey=True, layout="constrained"
 )

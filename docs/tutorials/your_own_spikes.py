@@ -64,7 +64,7 @@ for time, channel in zip(times[:3], channels, strict=False):
 # of `dt`, 1 ms here. Booleans are fine, and take the least memory.
 
 
-# %%
+# %% alt="The events of a sweep up and of one down"
 def as_array(recordings, dt=1.0):
     """Booleans `[time, batch, channel]`: was there an event in that step?"""
     array = np.zeros((round(DURATION / dt), len(recordings), N_CHANNELS), bool)
@@ -128,7 +128,7 @@ def loss(trajectory, labels):
 # after an interruption.
 
 
-# %%
+# %% alt="Test accuracy against iterations"
 @jax.jit
 def answers(network, inputs):
     """The class of the highest readout, averaged over the last 20 ms."""
@@ -174,7 +174,7 @@ plt.show()
 # one test recording of each class: what comes in, what the neurons do, and
 # the two readouts. The grey stretch is what the loss sees.
 
-# %%
+# %% alt="Events, spikes and readouts for a sweep up and one down"
 figure, panels = plt.subplots(
     3,
     2,
