@@ -78,7 +78,7 @@ def _error(axes: Axes, runs: Sequence[Run]) -> None:
     seeds = plotting.mean_of(len(first.summary["seeds"]))
     axes.set_title(f"Error: {seeds}; valid up to {threshold:g}")
     axes.set_xlabel("time ahead (Lyapunov times)")
-    axes.legend(loc="lower right", handlelength=3.5)
+    axes.legend(loc="lower right", handlelength=3.5, labelspacing=0.2)
 
 
 def _valid_times(axes: Axes, runs: Sequence[Run]) -> None:
