@@ -6,6 +6,7 @@ import subprocess
 import sys
 from operator import attrgetter
 from pathlib import Path
+from runpy import run_path
 from types import ModuleType
 
 import pytest
@@ -193,6 +194,15 @@ def test_the_site_asks_no_other_server():
     assert "//" not in (ROOT / "mkdocs.yml").read_text()
     for style in ROOT.glob("docs/stylesheets/*"):
         assert "//" not in style.read_text()
+
+
+def test_no_line_ends_within_an_option():
+    mark = run_path(str(ROOT / "docs/hooks/hyphens.py"))["on_page_content"]
+    page = "<p>E-prop <code>--n-lif</code> pre-prop a--b</p><img alt='e-prop'><pre>--seeds\n</pre>"
+    marked = page
+    for word in ("E-prop", "--n-lif"):
+        marked = marked.replace(word, f'<span class="unbroken">{word}</span>')
+    assert mark(page, None, None, None) == marked != page
 
 
 def test_the_readme_has_an_example():
