@@ -29,9 +29,9 @@ from .kernels import (
     Traces,
     UnderWay,
     Weights,
-    event_currents,
     lead_traces,
     neurons_of,
+    readout_drive,
     tiles_of,
 )
 from .layer import Layer, LayerState, Unrolled, trained_constants
@@ -320,7 +320,7 @@ def at_once(
     for layer, before, w_out in zip(programs, start.layers, network.readout_weights(), strict=True):
         run, blocks = layer.unroll(before, below, layer.layer.effective(), length)
         if w_out is not None:
-            drive = event_currents(run.spikes, w_out, drive)
+            drive = readout_drive(run.spikes, w_out, drive)
         ends.append(run.end)
         records.append(blocks)
         layers.append(LayerTrajectory(run.spikes.astype(network.dtype), of_one(run.states)))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from .cells import hidden_variables
 from .compiled import CompiledLayer
-from .kernels import Cotangents, Events, event_product
+from .kernels import Cotangents, Events, readout_gradient
 from .layer import trained_constants
 from .record import Block, whole_run
 from .sequences import Blocks, cut, join, scan_blocks
@@ -41,7 +41,7 @@ def reverse_compiled(
     start, below, spikes = whole_run(blocks)
     weights, seen = layer.weights(w), layer.seen(start, below, spikes)
     event_driven = {kind: layer.synapses[kind] for kind in seen}
-    z_t, z_tm1 = Events(spikes), Events(spikes, start.spikes > 0)
+    z_tm1 = Events(spikes, start.spikes > 0)
 
     def of_block(
         so_far: tuple[Later, list[Array]], now: tuple[Int[Array, " time"], Block, Signals, Any]
@@ -83,7 +83,7 @@ def reverse_compiled(
         gradients = LayerGradients(
             of_weights,
             jax.tree.map(jnp.add, constants, structure.unflatten(of_loss.arrays)),
-            event_product(z_t, signals.error, steps[0], readout),
+            readout_gradient(spikes, signals.error, steps[0], readout),
         )
 
         of_pre = d_pre if of_below else None

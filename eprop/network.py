@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Shaped
 from . import checks
 from .cells import AbstractCell
 from .compiled import at_once, compiled, is_event_driven, tiled
-from .kernels import event_currents
+from .kernels import readout_drive
 from .layer import Layer
 from .precision import exact_products
 from .readout import Readout
@@ -418,7 +418,7 @@ class Network(eqx.Module):
                     run, _ = programs.unroll(start, received, w[i], len(received))
                     spikes = run.spikes
                     if w_out is not None:
-                        drive = event_currents(spikes, w_out, drive)
+                        drive = readout_drive(spikes, w_out, drive)
                 else:
                     if on_gpu is not None:
                         run = on_gpu.unroll(start, received, w[i])

@@ -8,13 +8,13 @@ its last hidden variables (unit signals of the reverse pass), and what has arriv
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from .cells import Port, hidden_variables
 from .common_vectors import CommonVector, common_traces, lead_common
 from .compiled import compiled
 from .constant_traces import ConstantTraces, collect_constants, lead_constants
-from .kernels import Events, Leads, Traces, event_traces
+from .kernels import Leads, Traces, faded_spikes
 from .layer import Layer
 from .record import Block, whole_run
 from .replay import neurons_of
@@ -161,10 +161,14 @@ def window_gradients(
     sums = sums + jnp.einsum("bj,bpj->pj", error_before @ b.T, traces.constants.filtered)
     constants = jax.tree.map(jnp.add, result.gradients.constants, collect_constants(layer, sums))
     readout = result.gradients.readout + traces.spikes.T @ error_before
+    if fast is None:
+        arriving = jnp.tensordot(fading, spikes.astype(layer.dtype), 1)
+    else:
+        arriving = faded_spikes(fading, spikes)
     after_window = LayerTraces(
         new_traces,
         _constants_after(layer, w, blocks, traces.constants, kappa, gain),
-        faded * traces.spikes + _faded_spikes(fading, spikes, is_compiled=fast is not None),
+        faded * traces.spikes + arriving,
     )
     if traces.credit is not None and signals.credit is not None and credit_error is not None:
         credit = credit_after(traces.credit, signals.credit, credit_error)
@@ -237,17 +241,6 @@ def _arrived(
         return total + seen(pre_t) * r_t[:, None], None
 
     return jax.lax.scan(add, jnp.zeros((batch, fan_in, width), r.dtype), (pre, r))[0]
-
-
-def _faded_spikes(
-    fading: Float[Array, " time"], spikes: Shaped[Array, "time batch n"], *, is_compiled: bool
-) -> Float[Array, "batch n"]:
-    """Σ_t fading_t z_t."""
-    if not is_compiled:
-        return jnp.tensordot(fading, spikes.astype(fading.dtype), 1)
-    by_time = jnp.broadcast_to(fading[:, None, None], (*spikes.shape[:2], 1))
-    nothing = jnp.zeros((*spikes.shape[1:], 1), fading.dtype)
-    return event_traces(Events(spikes), by_time, 0, nothing)[..., 0]
 
 
 def _constants_after(

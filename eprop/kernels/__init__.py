@@ -10,6 +10,9 @@ from .events import event_currents as event_currents
 from .events import event_product as event_product
 from .neurons import Neurons as Neurons
 from .neurons import neurons_of as neurons_of
+from .readout import faded_spikes as faded_spikes
+from .readout import readout_drive as readout_drive
+from .readout import readout_gradient as readout_gradient
 from .scalar import NotTranslatable as NotTranslatable
 from .sparse import Wiring as Wiring
 from .sparse import wiring as wiring

@@ -57,6 +57,15 @@ class Number:
     def __add__(self, other: Any) -> "Number":
         return self._operation("fadd", "add", other)
 
+    def plus_in_any_order(self, other: "Number") -> "Number":
+        """A sum of floats of which LLVM may choose the order: a vector of sums, say."""
+        total = self.code.builder.fadd(
+            self.value,
+            other.value,
+            flags=("reassoc", "nsz"),  # pyright: ignore[reportCallIssue]
+        )
+        return Number(self.code, total)
+
     def __sub__(self, other: Any) -> "Number":
         return self._operation("fsub", "sub", other)
 
