@@ -33,20 +33,23 @@ def reverse_compiled(
     blocks: Blocks,
     signals: Signals,
     *,
+    so_far: LayerGradients,
     units: Sequence[UnitSignal],
     of_below: bool,
-    so_far: LayerGradients,
+    leaves_dense: bool,
 ) -> Reversed:
     """From the last block to the first."""
+    leaves_dense = leaves_dense and bool(layer.layer.rows)
     start, below, spikes = whole_run(blocks)
     weights, seen = layer.weights(w), layer.seen(start, below, spikes)
     event_driven = {kind: layer.synapses[kind] for kind in seen}
     z_tm1 = Events(spikes, start.spikes > 0)
 
     def of_block(
-        so_far: tuple[Later, list[Array]], now: tuple[Int[Array, " time"], Block, Signals, Any]
+        so_far: tuple[Later, list[Array], Array | None],
+        now: tuple[Int[Array, " time"], Block, Signals, Any],
     ) -> Any:
-        later, of_units = so_far
+        later, of_units, currents = so_far
         steps, block, signals, fading = now
         graded = None
         if "below" not in seen or of_below:
@@ -55,7 +58,7 @@ def reverse_compiled(
 
         error = signals.error, b.T  # whose product is ℓ_t, [time, batch, n]
         functions = [
-            Cotangents(later.costates, signals.spikes, signals.states, error),
+            Cotangents(later.costates, signals.spikes, signals.states, error, currents),
             *(
                 Cotangents(unit, of_unit, currents=r)
                 for unit, of_unit, r in zip(later.units, fading, of_units, strict=True)
@@ -66,10 +69,14 @@ def reverse_compiled(
             drive, z_tm1, steps[0], n_steps, states, layer.constants, functions
         )
         r = of_loss.currents
+        if leaves_dense:
+            currents, r = r, jax.lax.dynamic_slice_in_dim(r, steps[0], n_steps)
 
         of_weights, constants, readout = later.gradients
         of_weights, d_pre = dict(of_weights), None
         for kind, synapses in event_driven.items():
+            if leaves_dense and synapses.name == "dense":
+                continue
             total = of_weights[synapses.name]
             of_weights[synapses.name] = synapses.add_product(seen[kind], r, steps[0], total)
         if graded is not None:
@@ -88,7 +95,7 @@ def reverse_compiled(
 
         of_pre = d_pre if of_below else None
         earlier = Later(of_loss.before, gradients, [unit.before for unit in of_units])
-        return (earlier, [unit.currents for unit in of_units]), of_pre
+        return (earlier, [unit.currents for unit in of_units], currents), of_pre
 
     length = blocks.whole.spikes.shape[1]
     of_time = cut((jnp.arange(len(spikes)), signals, [unit.fading for unit in units]), length)
@@ -99,14 +106,15 @@ def reverse_compiled(
     so_far = so_far._replace(weights=so_far.weights | ordered)
     last = Later(costates, so_far, [unit.at_end for unit in units])
     shape = (*spikes.shape[:2], layer.layer.neurons.n_post)
-    nothing = [jnp.zeros(shape, layer.layer.dtype) for _ in units]
-    (first, unit_currents), by_step = scan_blocks(of_block, (last, nothing), together, reverse=True)
+    nothing = jnp.zeros(shape, layer.layer.dtype)  # to be overwritten, block after block
+    begin = last, [nothing for _ in units], nothing if leaves_dense else None
+    (first, unit_currents, currents), by_step = scan_blocks(of_block, begin, together, reverse=True)
     sums = first.gradients.weights
     restored = {x.name: x.restored(sums[x.name]) for x in event_driven.values()}
     gradients = first.gradients._replace(weights=sums | restored)
     d_pre = join(by_step)
     d_below = None if d_pre is None else before_delay(layer.layer, d_pre)
-    return Reversed(first.costates, gradients, d_below, first.units, unit_currents)
+    return Reversed(first.costates, gradients, d_below, first.units, unit_currents, currents)
 
 
 def _with_block(of_time: Any, block: Block | None) -> Any:

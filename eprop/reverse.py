@@ -64,18 +64,28 @@ def reverse(
     so_far: LayerGradients,
     units: Sequence[UnitSignal] = (),
     of_below: bool = False,
+    leaves_dense: bool = False,
 ) -> Reversed:
     """From the last block to the first.
 
     **Arguments:** `b`: the feedback matrix; `signals`: with the error led back through the
     readout's leak; `so_far`: a sum of gradients, to which this one is added; `units`: other
     functions whose derivatives with respect to the currents are wanted; `of_below`: whether that
-    of the loss with respect to the activity below is.
+    of the loss with respect to the activity below is; `leaves_dense`: whether compiled programs are
+    to leave what dense synapses make of events, whose `currents` they then give.
     """
     fast = compiled(layer, len(signals.error))
     if fast is not None and blocks.whole.spikes.dtype == bool:
         return reverse_compiled(
-            fast, w, b, blocks, signals, units=units, of_below=of_below, so_far=so_far
+            fast,
+            w,
+            b,
+            blocks,
+            signals,
+            so_far=so_far,
+            units=units,
+            of_below=of_below,
+            leaves_dense=leaves_dense,
         )
 
     on_gpu = tiled(layer, len(signals.error)) if blocks.whole.currents is not None else None

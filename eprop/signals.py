@@ -86,6 +86,8 @@ class Reversed(NamedTuple):
     unit_costates: list[list[Float[Array, "batch _"]]]
     unit_currents: list[Float[Array, "time batch n_post"]]
     """d(unit)/dI_t of each unit signal."""
+    currents: Float[Array, "time batch n_post"] | None = None
+    """r_t = dE/dI_t, where the gradient of dense synapses that see events is left to do."""
 
 
 def before_delay(

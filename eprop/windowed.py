@@ -65,6 +65,7 @@ def window_gradients(
         signals._replace(error=gain * error, credit=None),
         so_far=so_far,
         units=units,
+        leaves_dense=True,
     )
 
     start, below, spikes = whole_run(blocks)
@@ -92,6 +93,7 @@ def window_gradients(
         of_leads = [*(units_here[k] for k, same in enumerate(is_common) if not same), on_z]
         leads = Leads(
             [*costates, (error_before @ b.T)[:, port.neurons]],
+            None if result.currents is None else result.currents[..., port.columns],
             [
                 layer.neurons.hidden_of(port.population, result.unit_costates[unit])
                 for unit in of_leads

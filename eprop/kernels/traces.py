@@ -32,7 +32,9 @@ class Leads(NamedTuple):
     """What a window makes of traces: of the gradient, and of the traces themselves."""
 
     signals: list[Float[JaxArray, "batch n"]]
-    """What the loss makes of ε of each hidden variable, and of ē."""
+    """What the loss makes of ε of each hidden variable, and of ē, from before ..."""
+    currents: Float[JaxArray, "time batch n"] | None
+    """... and of each event in it: r_t = dE/dI_t; `None` if that is in the gradient already."""
     factors: list[list[Float[JaxArray, "batch n"]]]
     """Of each full ε after the window, and of ē, what each ε before it counts ..."""
     r: list[Float[JaxArray, "time batch n"]]
@@ -89,9 +91,10 @@ def lead_traces(
 ) -> tuple[Traces, Float[JaxArray, "rows n"]]:
     """The traces from the neurons of `events`, in the rows from `first_row` on, after a window.
 
-    To `total` the gradient is added: Σ_b signals · (ε, ē).
+    To `total` the gradient is added: Σ_b (signals · (ε, ē) + Σ_t events_t · r_t).
     """
     dtype = total.dtype
+    assert leads.currents is not None, "a gradient that is to be found from events"
     of_leads = zip(leads.factors, leads.r, strict=True)
     given = [
         step(first_row),
@@ -100,6 +103,7 @@ def lead_traces(
         jnp.asarray(leads.power, dtype),
         jnp.asarray(leads.response, dtype),
         *leads.signals,
+        leads.currents,
         *(x for factors, r in of_leads for x in (*factors, r)),
     ]
     changed = [*traces.common, *traces.full, traces.filtered, total]
@@ -122,7 +126,7 @@ def _lead(is_late: bool, is_common: tuple[bool, ...], dtype: Any) -> Operation:
         given = iter(arrays)
         first_row, events = next(given)[0].to(INDEX), WrittenEvents(is_late, given)
         faded, (power, response) = next(given)[0], take(given, 2)
-        signals = take(given, d + 1)
+        signals, currents = take(given, d + 1), next(given)
         leads = [(take(given, d), next(given)) for _ in range(n_led)]
         take(given, n_common + n_led + 1)  # what was before is where the results are to be
         common, led, (totals,) = take(given, n_common), take(given, n_led), given
@@ -155,7 +159,9 @@ def _lead(is_late: bool, is_common: tuple[bool, ...], dtype: Any) -> Operation:
                         if of_row is rows[-1]:
                             products.append(faded * filtered)
                         of_row[j] = sum(products[1:], products[0])
-                for (_, r), of_row in zip(leads, rows, strict=True):
+                for r, of_row in zip(
+                    [currents, *(r for _, r in leads)], [total, *rows], strict=True
+                ):
                     add_rows(code, steps, steps.shape[0], r.of_example(b), of_row)
 
     changed = [*[(dtype, 2)] * n_common, *[(dtype, 3)] * n_led, (dtype, 2)]
@@ -164,6 +170,7 @@ def _lead(is_late: bool, is_common: tuple[bool, ...], dtype: Any) -> Operation:
         *WrittenEvents.types(is_late),
         (dtype, 1),
         *[(dtype, 2)] * (2 + d + 1),
+        (dtype, 3),
         *[*[(dtype, 2)] * d, (dtype, 3)] * n_led,
         *changed,
     ]
