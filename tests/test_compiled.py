@@ -13,7 +13,17 @@ import pytest
 
 import eprop
 from eprop.compiled import programs, without_kernels
-from eprop.kernels import Events, Neurons, event_currents, event_product, wiring
+from eprop.kernels import (
+    Events,
+    Neurons,
+    event_currents,
+    event_product,
+    faded_spikes,
+    readout_drive,
+    readout_gradient,
+    wiring,
+)
+from eprop.kernels.readout import FEW
 from tests.cases import slow_but
 from tests.comparison import assert_close, assert_trees_close, relative_error
 
@@ -384,6 +394,40 @@ class TestEvents:
 
         first, second = both(x)
         assert_close(first + second, jnp.broadcast_to(rows.sum(0), zeros.shape), 1e-12)
+
+
+class TestReadouts:
+    """A few, which look at all neurons, and more, which look for spikes."""
+
+    @pytest.mark.parametrize("n_out", [1, FEW, FEW + 1])
+    @pytest.mark.parametrize("n", [1, 8, 31])
+    def test_drive_and_gradient(self, n, n_out):
+        rng = np.random.default_rng(n)
+        z = rng.random((6, 5, n)) < 0.3
+        w, start, error = (rng.normal(size=s) for s in ((n, n_out), (6, 5, n_out), (3, 5, n_out)))
+        found = readout_drive(jnp.asarray(z), jnp.asarray(w), jnp.asarray(start))
+        assert_close(found, start + z @ w, 1e-12)
+
+        total, first = rng.normal(size=(n, n_out)), 2
+        given = (jnp.asarray(x) for x in (z, error))
+        found = jax.jit(readout_gradient)(*given, first, jnp.asarray(total))
+        added = np.tensordot(z[2:5].astype(float), error, axes=((0, 1), (0, 1)))
+        assert_close(found, total + added, 1e-12)
+        assert not np.allclose(found, total)
+
+    @pytest.mark.parametrize("batch", [1, 5])
+    @pytest.mark.parametrize("n_steps", [1, 4, 6])
+    def test_faded_spikes(self, n_steps, batch):
+        rng = np.random.default_rng(batch)
+        z, fading = rng.random((n_steps, batch, 31)) < 0.3, rng.random(n_steps)
+        found = faded_spikes(jnp.asarray(fading), jnp.asarray(z))
+        assert z.any()
+        assert_close(found, np.tensordot(fading, z.astype(float), 1), 1e-12)
+
+    def test_what_a_silent_neuron_would_send_counts_for_nothing(self):
+        z = jnp.zeros((3, 2, 9), bool).at[:, :, 0].set(True)
+        w = jnp.full((9, 1), jnp.nan).at[0].set(2.0)
+        assert (readout_drive(z, w, jnp.zeros((3, 2, 1))) == 2).all()
 
 
 class TestSparseEvents:
