@@ -140,7 +140,7 @@ def slow_but(quick, values):
 
 
 CELLS = {"LIF": lif, "ALIF": alif, "CurrentLIF": current_lif, "own cell": dendrite_lif}
-EACH_CELL = pytest.mark.parametrize("cell", slow_but(["ALIF", "own cell"], CELLS))
+EACH_CELL = pytest.mark.parametrize("cell", slow_but(["own cell"], CELLS))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import eprop
 import eprop.record
 import eprop.reverse
-from tests.cases import EACH_CELL, Options, make_case, with_layer
+from tests.cases import EACH_CELL, Options, make_case, slow_but, with_layer
 from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
 
 TOLERANCE = 1e-10
@@ -175,7 +175,7 @@ def in_one_block(cell):
         (11, 5, 5, True),  # no length divides it: two blocks, and one step is left
     ],
 )
-@pytest.mark.parametrize("cell", ["ALIF", "own cell"])
+@pytest.mark.parametrize("cell", slow_but(["own cell"], ["ALIF", "own cell"]))
 def test_blocks(cell, window, steps_per_block, length, keep_currents, monkeypatch):
     """However a window is cut into blocks."""
     case, trajectory, value, expected = in_one_block(cell)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import eprop
-from tests.cases import CELLS, Options
+from tests.cases import CELLS, Options, slow_but
 from tests.comparison import assert_close, assert_trees_close, relative_error
 
 BATCH, N = 3, 6
@@ -154,7 +154,7 @@ def run(cell, drive):
 DRIVE = np.random.default_rng(0).uniform(0, 0.4, (60, 2, 3))
 
 
-@pytest.mark.parametrize("cell", [eprop.LIF, eprop.ALIF, eprop.CurrentLIF])
+@pytest.mark.parametrize("cell", slow_but([eprop.ALIF], [eprop.LIF, eprop.ALIF, eprop.CurrentLIF]))
 def test_a_parameter_per_neuron(cell):
     """Each neuron behaves as in a population that all has its parameters."""
     parameters = {"tau_v": (5.0, 10.0, 30.0), "v_th": (0.5, 0.6, 0.9), "n_refractory": (0, 2, 4)}
@@ -238,7 +238,11 @@ class Conductance(eprop.AbstractCell):
         return eprop.Triangular().spike((state.v - 0.6) / 0.6)
 
 
-@pytest.mark.parametrize("cell", [Graded(5), Conductance(5)], ids=["graded", "conductance"])
+@pytest.mark.parametrize(
+    "cell",
+    slow_but([Conductance(5)], [Graded(5), Conductance(5)]),
+    ids=["graded", "conductance"],
+)
 def test_a_cell_of_ones_own(cell):
     rng = np.random.default_rng(0)
     network = eprop.Network(

@@ -96,7 +96,7 @@ def test_what_is_common(cell, expected):
 @pytest.mark.parametrize(
     ("cell", "expected"),
     [
-        pytest.param(*case, marks=[pytest.mark.slow] if i % 4 else [])
+        pytest.param(*case, marks=[pytest.mark.slow] if i % 8 else [])
         for i, case in enumerate(CASES)
     ],
 )

@@ -147,7 +147,7 @@ def test_layers(cell, of_layer):
     check(make(CELLS[cell](), (OF_LAYER | ON_A_PROCESSOR)[of_layer]), "whole")
 
 
-@pytest.mark.parametrize("of_layer", ["sparse", "all of it"])
+@pytest.mark.parametrize("of_layer", slow_but(["all of it"], ["sparse", "all of it"]))
 def test_layers_by_windows(of_layer):
     """Of two populations, for each of which a part of the synapses' sums is."""
     check(make(CELLS["two populations"](), ON_A_PROCESSOR[of_layer]), "windows")
@@ -258,7 +258,7 @@ def test_over_synapses():
     assert_trees_close(together(stacked(networks)), stacked(alone), 1e-12)
 
 
-@pytest.mark.parametrize("of_layer", ["sparse", "all of it"])
+@pytest.mark.parametrize("of_layer", slow_but(["all of it"], ["sparse", "all of it"]))
 def test_online(of_layer):
     """Weights and all traces, after some updates."""
 

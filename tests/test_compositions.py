@@ -167,7 +167,15 @@ def gradients(composition, rule, how):
 
 @pytest.mark.parametrize(
     ("composition", "rule"),
-    [*((name, "random") for name in COMPOSITIONS), ("over_time", "symmetric")],
+    slow_but(
+        [
+            ("encoder_and_decoder", "random"),
+            ("bidirectional", "random"),
+            ("over_time", "random"),
+            ("several_heads", "random"),
+        ],
+        [*((name, "random") for name in COMPOSITIONS), ("over_time", "symmetric")],
+    ),
 )
 def test_as_autodiff(composition, rule):
     value, expected = gradients(composition, rule, "autodiff")
@@ -373,7 +381,10 @@ def from_a_state(way):
     return eqx.filter_jit(eqx.filter_value_and_grad(loss))(arguments)
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "autodiff"])
+@pytest.mark.parametrize(
+    "way",
+    slow_but(["engine", "engine in chunks"], [way for way in WAYS if way != "autodiff"]),
+)
 def test_from_a_state(way):
     value, (network, state, inputs) = from_a_state(way)
     expected_value, (of_network, of_state, of_inputs) = from_a_state("autodiff")
@@ -392,6 +403,7 @@ def test_the_first_state_has_a_gradient():
     assert not of_state.layers[0].spikes.any(), "stopped"
 
 
+@pytest.mark.slow
 def test_a_state_passed_on_without_gradient():
     """Truncated: as if each chunk had begun there."""
 
@@ -412,7 +424,11 @@ def test_a_state_passed_on_without_gradient():
 
 
 @pytest.mark.parametrize(
-    "kind", ["LIF", "ALIF", "CurrentLIF", "LSTM", "DendriteLIF", "TwoCurrents"]
+    "kind",
+    slow_but(
+        ["ALIF", "LSTM", "TwoCurrents"],
+        ["LIF", "ALIF", "CurrentLIF", "LSTM", "DendriteLIF", "TwoCurrents"],
+    ),
 )
 def test_step_by_step(kind):
     """One step at a time, and in chunks, what happens is what happens at once."""

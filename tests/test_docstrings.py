@@ -53,6 +53,7 @@ def run(test):
     return failed, tried, "".join(said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_example(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 
 import eprop
 from tests import oracle
+from tests.cases import slow_but
 from tests.comparison import assert_close, assert_trees_close, relative_error
 from tests.errors import assert_raises, check
 
@@ -124,6 +125,7 @@ def test_the_same_key_loses_the_same_under_every_rule():
     assert relative_error(other(jax.random.key(8)).outputs, run(BOTH).outputs) > 0.1
 
 
+@pytest.mark.slow
 def test_learning_from_a_stream_loses_nothing():
     def learned(dropout):
         rule = eprop.EProp(FEEDBACK, window=4)
@@ -156,7 +158,7 @@ def test_network_and_gradients_are_alive():
         assert np.abs(leaf).max() > 1e-6
 
 
-@pytest.mark.parametrize("window", [1, 4, 5, None])
+@pytest.mark.parametrize("window", slow_but([5, None], [1, 4, 5, None]))
 def test_every_window(window):
     evaluate = jax.jit(eprop.value_and_grad(loss, eprop.EProp(FEEDBACK, window)))
     value, actual = evaluate(network(), INPUTS, TARGETS, KEY)

@@ -8,7 +8,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import eprop
 from eprop.environments import GymnasiumEnvironments
-from tests.cases import Options, make_case
+from tests.cases import Options, make_case, slow_but
 
 MODES = list(AutoresetMode)
 LENGTHS = (3, 1, 4)
@@ -87,7 +87,7 @@ def test_episodes(mode):
             assert list(step[-2:]) == [episode, t + 1]
 
 
-@pytest.mark.parametrize("name", ["sync", "vector_entry_point"])
+@pytest.mark.parametrize("name", slow_but(["sync"], ["sync", "vector_entry_point"]))
 def test_cartpole_is_played_and_learned(name):
     """A loop as the documentation has it; the state goes on where environments begin anew."""
     case = make_case("ALIF", Options(n_in=4, n_out=3))

@@ -187,6 +187,7 @@ def test_float32(cell, rule):
     assert_trees_close(single, value_and_grad(cell, rule), 1e-4)
 
 
+@pytest.mark.slow
 def test_without_float64():
     """As in a user's session, whose numbers are all float32."""
     _, expected = value_and_grad("ALIF", RULES[0])

@@ -12,6 +12,7 @@ from jaxtyping import Array
 import eprop
 import eprop.record
 from eprop.compiled import programs, without_kernels
+from tests.cases import slow_but
 
 
 class State(NamedTuple):
@@ -89,7 +90,11 @@ def assert_same(found, oracle):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("cell", [Graded(4), AboveThreshold(4)], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize(
+    "cell",
+    slow_but([Graded(4)], [Graded(4), AboveThreshold(4)]),
+    ids=lambda c: type(c).__name__,
+)
 def test_a_cell_that_sends_something_before_the_first_step(cell):
     """The network starts from z_0 = 0, whatever `output` says of the first state."""
     arguments = problem(cell)
@@ -106,7 +111,7 @@ def test_a_cell_that_sends_something_before_the_first_step(cell):
     np.testing.assert_allclose(factorised, bptt.w_in, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("n_steps", "length"), [(13, 5), (15, 5), (16, 4)])
+@pytest.mark.parametrize(("n_steps", "length"), slow_but([(13, 5)], [(13, 5), (15, 5), (16, 4)]))
 def test_no_step_is_run_that_was_not_asked_for(n_steps, length, monkeypatch):
     """A step on zero input beyond the end would be infinite here, and zero times it not zero."""
     arguments = problem(Root(4), n_steps, positive=True)

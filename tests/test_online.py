@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import eprop
 from eprop import checkpoints, losses
-from tests.cases import EACH_CELL, Options, make_case
+from tests.cases import EACH_CELL, Options, make_case, slow_but
 from tests.comparison import (
     assert_alive,
     assert_close,
@@ -92,7 +92,7 @@ class TestGradient:
         assert_trees_close(state.optimizer, expected, 1e-10, "gradient of ")
         assert_close(sum(info.loss for info in infos), value, 1e-10, "loss")
 
-    @pytest.mark.parametrize("window", [1, 3, None])
+    @pytest.mark.parametrize("window", slow_but([3], [1, 3, None]))
     def test_run_with_random_feedback(self, window):
         case = make_case("ALIF", OPTIONS)
         rule = eprop.EProp(eprop.RandomFeedback(case.b), window)
@@ -215,14 +215,17 @@ class TestResets:
 
     @pytest.mark.parametrize(
         ("cell", "window"),
-        [("ALIF", 1), ("ALIF", 4), ("ALIF", None), ("LIF", 4), ("own cell", 4)],
+        slow_but(
+            [("ALIF", 1), ("own cell", 4)],
+            [("ALIF", 1), ("ALIF", 4), ("ALIF", None), ("LIF", 4), ("own cell", 4)],
+        ),
     )
     def test_as_if_each_had_run_alone(self, cell, window):
         case, expected = self.alone(cell)
         actual = self.gradient(case, window, DONE)
         assert_trees_close(actual, expected, 1e-10, "gradient of ")
 
-    @pytest.mark.parametrize("window", [1, 4])
+    @pytest.mark.parametrize("window", slow_but([4], [1, 4]))
     def test_what_is_under_way_is_lost(self, window):
         """With delays of some steps, spikes that an example sent reach no other."""
         case, expected = self.alone("ALIF", delays=(2, 1))
@@ -309,7 +312,7 @@ class TestConstantsOfACell:
         case, rule = self.case(name), eprop.EProp(window=4)
         return eprop.OnlineLearner(case.network, case.loss, rule, KEEP, update_every=T)
 
-    @pytest.mark.parametrize("name", DECAYING)
+    @pytest.mark.parametrize("name", slow_but(["number", "array for each"], DECAYING))
     def test_run(self, name):
         """By windows, and step by step where an example ends in one."""
         case, learner = self.case(name), self.learner(name)
@@ -346,7 +349,7 @@ class TestMasks:
         learner = eprop.OnlineLearner(case.network, self.loss, rule, KEEP, update_every=T)
         return learner.run(learner.init(3), (case.inputs, (values, mask)))
 
-    @pytest.mark.parametrize("window", [1, 4, None])
+    @pytest.mark.parametrize("window", slow_but([4], [1, 4, None]))
     def test_steps_without_a_target(self, window):
         case = make_case("ALIF", OPTIONS)
         rng = np.random.default_rng(3)
@@ -361,7 +364,7 @@ class TestMasks:
 
 
 class TestInfo:
-    @pytest.mark.parametrize("cell", ["ALIF", "LIF"])
+    @pytest.mark.parametrize("cell", slow_but(["ALIF"], ["ALIF", "LIF"]))
     def test_says_what_happened(self, cell):
         """LIF neurons of one time constant share their traces; the norm counts each."""
         options = Options(

@@ -110,7 +110,7 @@ def expected(name):
 
 class TestOptimizers:
     @pytest.mark.parametrize("way", slow_but([by_run], [by_run, by_step, by_fit]))
-    @pytest.mark.parametrize("name", OPTIMIZERS)
+    @pytest.mark.parametrize("name", slow_but(["schedule", "plateau", "frozen"], OPTIMIZERS))
     def test_is_the_loop_written_out(self, name, way):
         network, losses = way(OPTIMIZERS[name])
         assert_trees_close(network, expected(name)[0], 1e-10)
@@ -233,7 +233,7 @@ class TestAux:
         )
 
     @pytest.mark.parametrize("window", [1, 4, None])
-    @pytest.mark.parametrize("ends", [None, 5, 7])
+    @pytest.mark.parametrize("ends", slow_but([5], [None, 5, 7]))
     def test_is_of_the_trajectory(self, window, ends):
         done = None if ends is None else (np.arange(T) == ends)[:, None] & np.ones(BATCH, bool)
         learner, chunk = self.learner(window), (CASE.inputs, CASE.targets)

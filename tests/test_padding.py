@@ -9,7 +9,7 @@ import pytest
 
 import eprop
 from eprop import losses, pad
-from tests.cases import Options, make_case
+from tests.cases import Options, make_case, slow_but
 from tests.comparison import assert_alive, assert_trees_close, relative_error
 from tests.errors import assert_raises, check
 from tests.test_rules import compilations
@@ -70,7 +70,7 @@ def gradient(rule, loss=loss):
     return jax.jit(eprop.value_and_grad(loss, rule))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", slow_but(["e-prop", "windows"], RULES))
 def test_gradients_add_up(rule):
     """The padded batch has the mean of its sequences' gradients, each run by itself."""
     rule = RULES[rule](case().b)

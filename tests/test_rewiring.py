@@ -246,7 +246,9 @@ def step(state, batch):
     return eprop.rewire(after, state, KEY), info
 
 
-@pytest.mark.parametrize("signs", [None, SIGNS], ids=["free", "Dale"])
+@pytest.mark.parametrize(
+    "signs", [pytest.param(None, marks=pytest.mark.slow), SIGNS], ids=["free", "Dale"]
+)
 def test_training(signs):
     """At each update the promises hold, and every synapse that stays keeps its sign."""
     state, n_new = start(signs=signs), []
@@ -271,6 +273,7 @@ def test_training(signs):
     assert sum(map(bool, n_new)) > 5 and sum(n_new) > 20
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cut_ends_as_if_it_never_was(tmp_path):
     def interrupt(iteration, *_):
         if iteration == 3:

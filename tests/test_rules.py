@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import eprop
-from tests.cases import Options, TrainableLIF, make_case
+from tests.cases import Options, TrainableLIF, make_case, slow_but
 from tests.comparison import assert_alive, assert_close, assert_trees_close, relative_error
 
 AUTODIFF = eprop.BPTT(stop_z_gradients=True)
@@ -87,6 +87,7 @@ class TestConventions:
         actual = function(case().network, case().inputs, targets)
         assert_trees_close(actual, value_and_grad(rule), 1e-15)
 
+    @pytest.mark.slow
     def test_without_jit(self):
         rule = RULES["windows"]
         function = eprop.value_and_grad(case().loss, rule)
@@ -174,7 +175,7 @@ def trained_cell():
 
 
 class TestArraysOfACell:
-    @pytest.mark.parametrize("window", [1, 4, None])
+    @pytest.mark.parametrize("window", slow_but([4], [1, 4, None]))
     def test_are_trained_at_every_window(self, window):
         made, expected = trained_cell()
         assert_trees_close(made.grad(eprop.EProp(window=window)), expected, 1e-10)
@@ -223,7 +224,9 @@ class TestTransformations:
         assert n_traces == traced and not later
         assert np.any(second.w_in != first.w_in) and np.any(first.w_in != case().network.w_in)
 
-    @pytest.mark.parametrize("rule", [RULES["whole"], RULES["windows"]], ids=str)
+    @pytest.mark.parametrize(
+        "rule", slow_but([RULES["windows"]], [RULES["whole"], RULES["windows"]]), ids=str
+    )
     def test_over_seeds(self, rule):
         """Networks built from their keys inside `vmap`, as one by one."""
 

@@ -10,7 +10,7 @@ import pytest
 
 import eprop
 from eprop.running_rates import follow, rates_of_steps, start_rates
-from tests.cases import Options, make_case
+from tests.cases import Options, make_case, slow_but
 from tests.comparison import assert_close, relative_error
 
 T, BATCH, N, DT = 14, 3, 6, 0.5
@@ -85,7 +85,7 @@ class TestPenalty:
         state, info = learner.run(learner.init(BATCH), (self.case.inputs, None))
         return network.w_in - state.network.w_in, network.w_rec - state.network.w_rec, info.loss
 
-    @pytest.mark.parametrize("window", [1, 7, None])
+    @pytest.mark.parametrize("window", slow_but([7, None], [1, 7, None]))
     def test_gradient(self, window):
         """dE/dW = Σ_t Σ_b 2 c (r_t - f*) / 1000² · (1000 / dt) / (batch · span_t) · e_t."""
         spikes = np.asarray(self.case.network(self.case.inputs).spikes)
@@ -107,6 +107,7 @@ class TestPenalty:
         """Negative control: it is the penalty that changes the weights."""
         assert all(not x.any() for x in self.learned(None, weight=0.0))
 
+    @pytest.mark.slow
     def test_draws_each_rate_to_the_target(self):
         """Neurons of 6 to 315 Hz, from one update of ten steps to the next."""
         case = make_case("ALIF", Options(n_rec=20, n_in=20, n_steps=2000, batch=1))

@@ -1,6 +1,7 @@
 """Sequences of a length that matters: every window, in one piece and in chunks, is one gradient."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def assert_one_gradient(actual, expected, tolerance, name):
 
 
 class TestAgreement:
-    @pytest.mark.parametrize("window", WINDOWS)
+    @pytest.mark.parametrize("window", slow_but([1, 7, N_STEPS], WINDOWS))
     def test_every_window(self, window):
         case, *expected = long_case("ALIF")
         whole = case.value_and_grad(eprop.EProp(window=window))
@@ -58,7 +59,10 @@ class TestAgreement:
         assert_one_gradient(chunked, expected, 1e-10, "in chunks")
 
     @pytest.mark.parametrize("window", slow_but([7], [7, 64]))
-    @pytest.mark.parametrize(("cell", "batch"), [("LIF", 1), ("own cell", 2), ("ALIF", 1)])
+    @pytest.mark.parametrize(
+        ("cell", "batch"),
+        slow_but([("own cell", 2)], [("LIF", 1), ("own cell", 2), ("ALIF", 1)]),
+    )
     def test_every_cell(self, cell, batch, window):
         case, *expected = long_case(cell, batch)
         whole = case.value_and_grad(eprop.EProp(window=window))
@@ -66,7 +70,7 @@ class TestAgreement:
         assert_one_gradient(streamed(case, window, [64]), expected, 1e-10, "in chunks")
 
     @pytest.mark.parametrize("window", slow_but([7], [1, 7, 64, N_STEPS - 1, None]))
-    @pytest.mark.parametrize("cell", ["ALIF", "own cell"])
+    @pytest.mark.parametrize("cell", slow_but(["ALIF"], ["ALIF", "own cell"]))
     def test_float32(self, cell, window):
         """Multiples of 1/64 as weights, whose sums are exact: no rounding flips a spike."""
         case, *_ = long_case(cell)  # cached, so made in float64
@@ -243,8 +247,13 @@ class TestLossesThatAreNoSum:
 
         return loss
 
-    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-    @pytest.mark.parametrize("n_steps", [2, 3, N_STEPS])
+    @pytest.mark.parametrize(
+        ("n_steps", "dtype"),
+        slow_but(
+            [(2, np.float64), (3, np.float32), (N_STEPS, np.float32)],
+            itertools.product([2, 3, N_STEPS], [np.float32, np.float64]),
+        ),
+    )
     def test_are_found(self, n_steps, dtype):
         rng = np.random.default_rng(0)
         outputs, targets = rng.normal(size=(2, n_steps, 3, 2)).astype(dtype)

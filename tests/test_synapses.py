@@ -12,6 +12,7 @@ import pytest
 import eprop
 from eprop.compiled import without_kernels
 from eprop.synapses import Joined
+from tests.cases import slow_but
 from tests.comparison import assert_close, assert_trees_close, relative_error
 from tests.errors import assert_raises, check
 
@@ -89,7 +90,7 @@ def test_traces_are_collected_to_the_gradient(kind):
     assert_close(collected, pullback(r)[0], TOLERANCE, "gradient")
 
 
-@pytest.mark.parametrize("n_steps", [12, 13])
+@pytest.mark.parametrize("n_steps", slow_but([13], [12, 13]))
 def test_a_run_of_convolutions_is_one_block_if_it_is_small(n_steps, monkeypatch):
     """And if it is cut, the gradient is the same."""
     keys = jax.random.split(jax.random.key(0), 4)

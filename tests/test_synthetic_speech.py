@@ -113,6 +113,7 @@ class TestSets:
 
 
 class TestFreshProcesses:
+    @pytest.mark.slow
     def test_say_the_same(self, small, tmp_path):
         fresh = subprocess.run(
             [sys.executable, "-c", FRESH, str(tmp_path)],

@@ -469,6 +469,7 @@ def start(folder, iterations):
 
 
 class TestInterrupted:
+    @pytest.mark.slow
     def test_a_script(self, tmp_path):
         """By Ctrl-C: the last whole iteration is saved, one line says so, and all goes on."""
         process = start(tmp_path, 100_000)
