@@ -229,11 +229,11 @@ class TestTransformations:
     )
     def test_over_seeds(self, rule):
         """Networks built from their keys inside `vmap`, as one by one."""
+        made = case()
 
         def of_key(key):
-            network = eprop.Network(case().network.cell, n_in=3, n_out=2, key=key)
-            function = eprop.value_and_grad(case().loss, rule)
-            return function(network, case().inputs, case().targets)
+            network = eprop.Network(made.network.cell, n_in=3, n_out=2, key=key)
+            return eprop.value_and_grad(made.loss, rule)(network, made.inputs, made.targets)
 
         keys = jax.random.split(jax.random.key(0), 3)
         together = jax.jit(jax.vmap(of_key))(keys)
@@ -245,11 +245,11 @@ class TestTransformations:
 
     def test_random_feedback_over_seeds(self):
         """A rule is a pytree: feedback matrices may be mapped over."""
-        matrices = np.random.default_rng(0).normal(size=(3, 6, 2))
+        made, matrices = case(), np.random.default_rng(0).normal(size=(3, 6, 2))
 
         def of_matrix(b):
             rule = eprop.EProp(eprop.RandomFeedback(b), window=4)
-            return eprop.grad(case().loss, rule)(case().network, case().inputs, case().targets)
+            return eprop.grad(made.loss, rule)(made.network, made.inputs, made.targets)
 
         together = jax.jit(jax.vmap(of_matrix))(matrices)
         alone = jax.jit(of_matrix)(matrices[1])
