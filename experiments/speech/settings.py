@@ -117,7 +117,7 @@ OF_CTC = {
     "clip": 1.0,
     "l2": 0.0,
     "batch_size": 8,
-    "epochs": 24,
+    "epochs": 32,
     "learning_rate": 3e-3,
 }
 OF_REFERENCE_LSNN = {"v_th": 0.205, "beta": 0.184, "rate_penalty": 50.0}
