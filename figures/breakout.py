@@ -65,6 +65,7 @@ def _game(figure: SubFigure, run: Run) -> None:
     of_spikes.set_ylabel("neuron")
     in_time = run.trial["outputs"].reshape(-1, run.trial["outputs"].shape[-1])
     plotting.traces(of_outputs, in_time, 1.0, ("stay", "left", "right", "value"))
+    of_outputs.legend(loc="lower right", bbox_to_anchor=(1, 0.95), ncols=4, handlelength=2.5)
     of_outputs.set(ylabel="readout $y$", xlabel="time of the network (ms)")
 
 
