@@ -50,7 +50,7 @@ def _look(run: Run) -> dict[str, Any]:
 def _game(figure: SubFigure, run: Run) -> None:
     """Screens of a game, and the network's spikes and readouts meanwhile."""
     screens, spikes, outputs = figure.subfigures(
-        3, 1, squeeze=False, height_ratios=(1.2, 2, 1.3)
+        3, 1, squeeze=False, height_ratios=(1.2, 2, 1.9)
     ).flat
     for axes, t in zip(screens.subplots(1, len(SHOWN)), SHOWN, strict=True):
         _screen(axes, run.trial["screens"][t])
