@@ -37,7 +37,7 @@ from .kernels import (
 from .layer import Layer, LayerState, Unrolled, trained_constants
 from .record import Block
 from .sequences import Blocks, cut, preceding
-from .sharding import n_parts
+from .sharding import n_parts, n_shares
 from .synapses import Dense, Sparse
 from .tiled import TiledLayer
 from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, of_one
@@ -79,6 +79,11 @@ def compiled(layer: Layer, n_steps: int) -> "CompiledLayer | None":
         return None
     found = programs(layer)
     return CompiledLayer(layer, found) if isinstance(found, Neurons) else None
+
+
+def are_compiled(layers: Sequence[Layer], n_steps: int) -> bool:
+    """Whether all spikes are those of compiled programs, on one device."""
+    return n_shares() == 1 and all(compiled(layer, n_steps) is not None for layer in layers)
 
 
 def tiled(layer: Layer, n_steps: int) -> TiledLayer | None:
@@ -262,14 +267,14 @@ class CompiledLayer:
         total: Float[Array, "n_pre n"],
     ) -> tuple[Traces, Float[Array, "n_pre n"]]:
         """`lead_traces` of all dense synapses."""
-        for kind, rows in self.layer.rows.items():
-            if kind in seen:
-                traces, total = lead_traces(seen[kind], rows.start, traces, leads, total)
-            else:
-                graded = self.layer.delayed_below(start, below)
-                no_step = Events(jnp.zeros((0, *graded.shape[1:]), bool))
-                traces, total = lead_traces(no_step, rows.start, traces, leads, total)
-                traces = _with_graded(traces, rows, graded, leads)
+        graded = {}
+        if "below" in self.layer.rows and "below" not in seen:
+            graded = {"below": self.layer.delayed_below(start, below)}
+        no_step = {kind: jnp.zeros((0, *x.shape[1:]), bool) for kind, x in graded.items()}
+        seen = {**seen, **{kind: Events(x) for kind, x in no_step.items()}}
+        traces, total = lead_traces([seen[kind] for kind in self.layer.rows], traces, leads, total)
+        for kind, x in graded.items():
+            traces = _with_graded(traces, self.layer.rows[kind], x, leads)
         return traces, total
 
     def arrived(

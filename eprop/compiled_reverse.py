@@ -46,7 +46,7 @@ def reverse_compiled(
     z_tm1 = Events(spikes, start.spikes > 0)
 
     def of_block(
-        so_far: tuple[Later, list[Array], Array | None],
+        so_far: tuple[Later, list[Array | None], Array | None],
         now: tuple[Int[Array, " time"], Block, Signals, Any],
     ) -> Any:
         later, of_units, currents = so_far
@@ -70,7 +70,7 @@ def reverse_compiled(
         )
         r = of_loss.currents
         if leaves_dense:
-            currents, r = r, jax.lax.dynamic_slice_in_dim(r, steps[0], n_steps)
+            currents, r = r, r if is_alone else jax.lax.dynamic_slice_in_dim(r, steps[0], n_steps)
 
         of_weights, constants, readout = later.gradients
         of_weights, d_pre = dict(of_weights), None
@@ -106,7 +106,9 @@ def reverse_compiled(
     so_far = so_far._replace(weights=so_far.weights | ordered)
     last = Later(costates, so_far, [unit.at_end for unit in units])
     shape = (*spikes.shape[:2], layer.layer.neurons.n_post)
-    nothing = jnp.zeros(shape, layer.layer.dtype)  # to be overwritten, block after block
+    # Where there is one block its r_t are all there are; else they are written into these.
+    is_alone = blocks.rest is None and len(blocks.whole.spikes) == 1
+    nothing = None if is_alone else jnp.zeros(shape, layer.layer.dtype)
     begin = last, [nothing for _ in units], nothing if leaves_dense else None
     (first, unit_currents, currents), by_step = scan_blocks(of_block, begin, together, reverse=True)
     sums = first.gradients.weights

@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, UInt
 
 from . import checks, learner_state, loops, optimization
+from .compiled import are_compiled
 from .evaluation import NetworkGradients, zero_gradients
 from .network import Network
 from .pieces import NO_SUM_OVER_TIME, Progress, evaluate_piece, init_progress, is_sum_over_time
@@ -474,7 +475,10 @@ def _observe(
         average = {"dt": learner.network.dt, "tau": learner.tau_rate}
         if learner.rate_penalty is not None:
             value = value + learner.rate_penalty.of(rates_of_steps(before, spikes, **average))
-        return value, (follow(before, jax.lax.stop_gradient(spikes), **average), aux)
+        spikes = jax.lax.stop_gradient(spikes)
+        if are_compiled(state.network.layers, len(spikes)):
+            spikes = spikes > 0
+        return value, (follow(before, spikes, **average), aux)
 
     def stretch(state: LearnerState, now: Any) -> tuple[LearnerState, Observed]:
         inputs, targets, done = now

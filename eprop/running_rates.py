@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from .kernels import faded_spikes
+
 
 class RatePenalty(NamedTuple):
     """Σ_j (r_j,t - f*)² in (spikes/ms)², added to the loss at each step t.
@@ -45,8 +47,8 @@ def follow(
 ) -> RunningRates:
     """r_t = r_{t-1} + (z_t - r_{t-1}) / span_t in Hz, after all steps.
 
-    **Arguments:** `dt`: time step in ms; `tau`: time constant of the average in ms, beyond which
-    old spikes are forgotten.
+    **Arguments:** `spikes`: as booleans for a compiled program; `dt`: time step in ms; `tau`: time
+    constant of the average in ms, beyond which old spikes are forgotten.
     """
     n_steps, dtype, longest = len(spikes), before.rates.dtype, _longest(dt, tau)
     # So many steps count alike, as those before did; each one after that forgets a little.
@@ -56,7 +58,11 @@ def follow(
     weights = kept ** (n_steps - jnp.maximum(step, n_alike))
     weights = weights / jnp.where(step > n_alike, longest, span)
     of_before = kept ** (n_steps - n_alike) * jnp.where(n_alike > 0, before.span / span, 1)
-    rates = of_before * before.rates + weights @ _now(spikes, dt, dtype)
+    if spikes.dtype == bool:
+        added = faded_spikes(weights, spikes).mean(0) * (1000 / dt)
+    else:
+        added = weights @ _now(spikes, dt, dtype)
+    rates = of_before * before.rates + added
     return RunningRates(rates, jnp.minimum(before.span + n_steps, longest))
 
 

@@ -21,6 +21,8 @@ def averages(tau):
     given = start_rates(N, jnp.float64), jnp.asarray(SPIKES)
     rates, last = (f(*given, dt=DT, tau=tau) for f in (rates_of_steps, follow))
     assert_close(last.rates, rates[-1], 1e-14, "last")
+    compiled = follow(given[0], given[1] > 0, dt=DT, tau=tau)
+    assert_close(compiled.rates, rates[-1], 1e-14, "compiled")
     return np.asarray(rates), last
 
 

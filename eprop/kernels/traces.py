@@ -4,6 +4,8 @@ Rows of traces are those of presynaptic neurons. A window reads and writes each 
 """
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -83,13 +85,12 @@ def _traces(is_late: bool, dtype: Any) -> Operation:
 
 
 def lead_traces(
-    events: Events,
-    first_row: int,
+    events: Sequence[Events],
     traces: Traces,
     leads: Leads,
     total: Float[JaxArray, "rows n"],
 ) -> tuple[Traces, Float[JaxArray, "rows n"]]:
-    """The traces from the neurons of `events`, in the rows from `first_row` on, after a window.
+    """The traces after a window. `events`, kind after kind, are of the neurons of all rows.
 
     To `total` the gradient is added: Σ_b (signals · (ε, ē) + Σ_t events_t · r_t).
     """
@@ -97,8 +98,7 @@ def lead_traces(
     assert leads.currents is not None, "a gradient that is to be found from events"
     of_leads = zip(leads.factors, leads.r, strict=True)
     given = [
-        step(first_row),
-        *events.arrays,
+        *itertools.chain.from_iterable(kind.arrays for kind in events),
         jnp.full(1, leads.faded, dtype),
         jnp.asarray(leads.power, dtype),
         jnp.asarray(leads.response, dtype),
@@ -107,7 +107,7 @@ def lead_traces(
         *(x for factors, r in of_leads for x in (*factors, r)),
     ]
     changed = [*traces.common, *traces.full, traces.filtered, total]
-    found = _lead(events.is_late, leads.is_common, dtype)(
+    found = _lead(tuple(kind.is_late for kind in events), leads.is_common, dtype)(
         *given,
         *changed,
         shapes=[x.shape for x in changed],
@@ -118,60 +118,74 @@ def lead_traces(
 
 
 @functools.cache
-def _lead(is_late: bool, is_common: tuple[bool, ...], dtype: Any) -> Operation:
+def _lead(is_late: tuple[bool, ...], is_common: tuple[bool, ...], dtype: Any) -> Operation:
     d, n_common = len(is_common), sum(is_common)
     n_led = d - n_common + 1
 
     def body(code: Code, arrays: list[Array], first: Number, last: Number) -> None:
         given = iter(arrays)
-        first_row, events = next(given)[0].to(INDEX), WrittenEvents(is_late, given)
+        kinds = [WrittenEvents(late, given) for late in is_late]
         faded, (power, response) = next(given)[0], take(given, 2)
         signals, currents = take(given, d + 1), next(given)
         leads = [(take(given, d), next(given)) for _ in range(n_led)]
         take(given, n_common + n_led + 1)  # what was before is where the results are to be
         common, led, (totals,) = take(given, n_common), take(given, n_led), given
-        n_steps, batch, _ = events.now.shape
-        found = SortedEvents(code, last - first, n_steps * (last - first))
-        with code.loop(batch) as b:
-            with found.begun() as note, code.loop(n_steps) as t:
-                each_event(code, events.at(t, b).between(first, last), lambda i: note(i, t))
-            with code.loop(last - first) as i:
-                row, steps = first_row + first + i, found.of(i)
-                before = [x[b, row] for x in common]
-                for k, x in enumerate(common):
-                    products = [power[k, m] * y for m, y in enumerate(before)]
-                    x[b, row] = sum(products[1:], products[0])
-                    with code.loop(steps.shape[0]) as event:
-                        x[b, row] = x[b, row] + response[steps[event], k]
-                rows = [x.part(b, row) for x in led]
-                total = totals.part(row)
-                with code.loop(total.shape[0]) as j:
-                    of_common, now = iter(before), [x[j] for x in rows]
-                    of_full = iter(now)
-                    old = [next(of_common) if same else next(of_full) for same in is_common]
-                    filtered = now[-1]
-                    x = total[j]
-                    for signal, y in zip(signals, [*old, filtered], strict=True):
-                        x = x + signal[b, j] * y
-                    total[j] = x
-                    for (factors, _), of_row in zip(leads, rows, strict=True):
-                        products = [x[b, j] * y for x, y in zip(factors, old, strict=True)]
-                        if of_row is rows[-1]:
-                            products.append(faded * filtered)
-                        of_row[j] = sum(products[1:], products[0])
-                for r, of_row in zip(
-                    [currents, *(r for _, r in leads)], [total, *rows], strict=True
-                ):
-                    add_rows(code, steps, steps.shape[0], r.of_example(b), of_row)
+
+        def lead(events: WrittenEvents, found: SortedEvents, begin: Number, own: Number) -> None:
+            """Those of a kind's neurons from index `own` on, whose rows are from `begin` on."""
+            n_steps, batch, _ = events.now.shape
+            with code.loop(batch) as b:
+                with found.begun() as note, code.loop(n_steps) as t:
+                    some = events.at(t, b).between(own, own + found.n_pre)
+                    each_event(code, some, lambda i: note(i, t))
+                with code.loop(found.n_pre) as i:
+                    lead_row(b, begin + i, found.of(i))
+
+        def lead_row(b: Number, row: Number, steps: Array) -> None:
+            """The row of a neuron that had events in these steps."""
+            before = [x[b, row] for x in common]
+            for k, x in enumerate(common):
+                products = [power[k, m] * y for m, y in enumerate(before)]
+                x[b, row] = sum(products[1:], products[0])
+                with code.loop(steps.shape[0]) as event:
+                    x[b, row] = x[b, row] + response[steps[event], k]
+            rows = [x.part(b, row) for x in led]
+            total = totals.part(row)
+            with code.loop(total.shape[0]) as j:
+                of_common, now = iter(before), [x[j] for x in rows]
+                of_full = iter(now)
+                old = [next(of_common) if same else next(of_full) for same in is_common]
+                filtered = now[-1]
+                x = total[j]
+                for signal, y in zip(signals, [*old, filtered], strict=True):
+                    x = x + signal[b, j] * y
+                total[j] = x
+                for (factors, _), of_row in zip(leads, rows, strict=True):
+                    products = [x[b, j] * y for x, y in zip(factors, old, strict=True)]
+                    if of_row is rows[-1]:
+                        products.append(faded * filtered)
+                    of_row[j] = sum(products[1:], products[0])
+            add_rows(code, steps, steps.shape[0], currents.of_example(b), total)
+            for (_, r), of_row in zip(leads, rows, strict=True):
+                add_rows(code, steps, steps.shape[0], r.of_example(b), of_row)
+
+        shares, start = [], code.index(0)
+        for events in kinds:
+            n_steps, _, n_pre = events.now.shape
+            begin, end = first.at_least(start), last.at_most(start + n_pre)
+            n_rows = (end - begin).at_least(0)
+            shares.append((SortedEvents(code, n_rows, n_steps * n_rows), begin, begin - start))
+            start = start + n_pre
+        for events, share in zip(kinds, shares, strict=True):
+            lead(events, *share)
 
     changed = [*[(dtype, 2)] * n_common, *[(dtype, 3)] * n_led, (dtype, 2)]
     types = [
-        STEP,
-        *WrittenEvents.types(is_late),
+        *itertools.chain.from_iterable(map(WrittenEvents.types, is_late)),
         (dtype, 1),
         *[(dtype, 2)] * (2 + d + 1),
         (dtype, 3),
         *[*[(dtype, 2)] * d, (dtype, 3)] * n_led,
         *changed,
     ]
-    return Operation("lead", types, changed, (1, 2), body, pieces=1)
+    return Operation("lead", types, changed, (len(types) - 1, 0), body, pieces=1)
