@@ -6,6 +6,7 @@
 Numbers are left in FOLDER.
 """
 
+import functools
 import json
 import os
 import signal
@@ -180,7 +181,8 @@ def online(folder, place, batch):
     (traces,) = state.progress.traces.layers[0].synapses["dense"]
     state, _ = learns.run(state, batch)
     np.savez(folder / f"online, {place}.npz", **numbers(state))
-    program = eprop.online._run.lower(learns, state, (*batch, None)).lowered.compile()
+    run = jax.jit(functools.partial(eprop.online._run, learns))
+    program = run.lower(state, (*batch, None)).compile()
     return {
         f"online, {place}": travelling(program),
         f"traces, {place}": traces.filtered.addressable_shards[0].data.shape,

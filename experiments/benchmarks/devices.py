@@ -118,9 +118,8 @@ def measure_parts(config: Config) -> list[dict[str, Any]]:
         with jax.set_mesh(mesh):
             # The first call is given the state whole, the second as the first has left it.
             divided, _ = learner.run(state, (inputs, targets))
-            run: Any = online._run
-            program = run.lower(learner, divided, (inputs, targets, None))
-            compiled = program.lowered.compile()
+            run = jax.jit(functools.partial(online._run, learner))
+            compiled = run.lower(divided, (inputs, targets, None)).compile()
         memory: Any = compiled.memory_analysis()
         bits = sum(8 * size for kind, dtype, size in travelling(compiled) if dtype == "u8")
         rows.append(
