@@ -39,17 +39,18 @@ def reverse_compiled(
     leaves_dense: bool,
 ) -> Reversed:
     """From the last block to the first."""
-    leaves_dense = leaves_dense and bool(layer.layer.rows)
+    is_alone = blocks.rest is None and len(blocks.whole.spikes) == 1  # this block
+    leaves_dense = leaves_dense and is_alone and bool(layer.layer.rows)
     start, below, spikes = whole_run(blocks)
     weights, seen = layer.weights(w), layer.seen(start, below, spikes)
     event_driven = {kind: layer.synapses[kind] for kind in seen}
     z_tm1 = Events(spikes, start.spikes > 0)
 
     def of_block(
-        so_far: tuple[Later, list[Array | None], Array | None],
+        so_far: tuple[Later, list[Array | None]],
         now: tuple[Int[Array, " time"], Block, Signals, Any],
     ) -> Any:
-        later, of_units, currents = so_far
+        later, of_units = so_far
         steps, block, signals, fading = now
         graded = None
         if "below" not in seen or of_below:
@@ -58,7 +59,7 @@ def reverse_compiled(
 
         error = signals.error, b.T  # whose product is ℓ_t, [time, batch, n]
         functions = [
-            Cotangents(later.costates, signals.spikes, signals.states, error, currents),
+            Cotangents(later.costates, signals.spikes, signals.states, error),
             *(
                 Cotangents(unit, of_unit, currents=r)
                 for unit, of_unit, r in zip(later.units, fading, of_units, strict=True)
@@ -69,8 +70,6 @@ def reverse_compiled(
             drive, z_tm1, steps[0], n_steps, states, layer.constants, functions
         )
         r = of_loss.currents
-        if leaves_dense:
-            currents, r = r, r if is_alone else jax.lax.dynamic_slice_in_dim(r, steps[0], n_steps)
 
         of_weights, constants, readout = later.gradients
         of_weights, d_pre = dict(of_weights), None
@@ -93,9 +92,9 @@ def reverse_compiled(
             readout_gradient(spikes, signals.error, steps[0], readout),
         )
 
-        of_pre = d_pre if of_below else None
+        by_step = d_pre if of_below else None, r if leaves_dense else None
         earlier = Later(of_loss.before, gradients, [unit.before for unit in of_units])
-        return (earlier, [unit.currents for unit in of_units], currents), of_pre
+        return (earlier, [unit.currents for unit in of_units]), by_step
 
     length = blocks.whole.spikes.shape[1]
     of_time = cut((jnp.arange(len(spikes)), signals, [unit.fading for unit in units]), length)
@@ -107,14 +106,13 @@ def reverse_compiled(
     last = Later(costates, so_far, [unit.at_end for unit in units])
     shape = (*spikes.shape[:2], layer.layer.neurons.n_post)
     # Where there is one block its r_t are all there are; else they are written into these.
-    is_alone = blocks.rest is None and len(blocks.whole.spikes) == 1
     nothing = None if is_alone else jnp.zeros(shape, layer.layer.dtype)
-    begin = last, [nothing for _ in units], nothing if leaves_dense else None
-    (first, unit_currents, currents), by_step = scan_blocks(of_block, begin, together, reverse=True)
+    begin = last, [nothing for _ in units]
+    (first, unit_currents), by_step = scan_blocks(of_block, begin, together, reverse=True)
     sums = first.gradients.weights
     restored = {x.name: x.restored(sums[x.name]) for x in event_driven.values()}
     gradients = first.gradients._replace(weights=sums | restored)
-    d_pre = join(by_step)
+    d_pre, currents = join(by_step)
     d_below = None if d_pre is None else before_delay(layer.layer, d_pre)
     return Reversed(first.costates, gradients, d_below, first.units, unit_currents, currents)
 

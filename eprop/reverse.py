@@ -71,8 +71,9 @@ def reverse(
     **Arguments:** `b`: the feedback matrix; `signals`: with the error led back through the
     readout's leak; `so_far`: a sum of gradients, to which this one is added; `units`: other
     functions whose derivatives with respect to the currents are wanted; `of_below`: whether that
-    of the loss with respect to the activity below is; `leaves_dense`: whether compiled programs are
-    to leave what dense synapses make of events, whose `currents` they then give.
+    of the loss with respect to the activity below is; `leaves_dense`: whether compiled programs may
+    leave what dense synapses make of events to the caller, and give their `currents` instead: where
+    all is one block.
     """
     fast = compiled(layer, len(signals.error))
     if fast is not None and blocks.whole.spikes.dtype == bool:

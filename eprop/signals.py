@@ -87,7 +87,7 @@ class Reversed(NamedTuple):
     unit_currents: list[Float[Array, "time batch n_post"]]
     """d(unit)/dI_t of each unit signal."""
     currents: Float[Array, "time batch n_post"] | None = None
-    """r_t = dE/dI_t, where the gradient of dense synapses that see events is left to do."""
+    """r_t = dE/dI_t, where the gradient of dense synapses that see events is left to be done."""
 
 
 def before_delay(

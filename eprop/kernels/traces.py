@@ -36,7 +36,7 @@ class Leads(NamedTuple):
     signals: list[Float[JaxArray, "batch n"]]
     """What the loss makes of ε of each hidden variable, and of ē, from before ..."""
     currents: Float[JaxArray, "time batch n"] | None
-    """... and of each event in it: r_t = dE/dI_t; `None` if that is in the gradient already."""
+    """... and, unless that is in the gradient already, of each event in it: r_t = dE/dI_t."""
     factors: list[list[Float[JaxArray, "batch n"]]]
     """Of each full ε after the window, and of ē, what each ε before it counts ..."""
     r: list[Float[JaxArray, "time batch n"]]
@@ -95,7 +95,7 @@ def lead_traces(
     To `total` the gradient is added: Σ_b (signals · (ε, ē) + Σ_t events_t · r_t).
     """
     dtype = total.dtype
-    assert leads.currents is not None, "a gradient that is to be found from events"
+    currents = [] if leads.currents is None else [leads.currents]
     of_leads = zip(leads.factors, leads.r, strict=True)
     given = [
         *itertools.chain.from_iterable(kind.arrays for kind in events),
@@ -103,11 +103,12 @@ def lead_traces(
         jnp.asarray(leads.power, dtype),
         jnp.asarray(leads.response, dtype),
         *leads.signals,
-        leads.currents,
+        *currents,
         *(x for factors, r in of_leads for x in (*factors, r)),
     ]
     changed = [*traces.common, *traces.full, traces.filtered, total]
-    found = _lead(tuple(kind.is_late for kind in events), leads.is_common, dtype)(
+    is_late = tuple(kind.is_late for kind in events)
+    found = _lead(is_late, leads.is_common, len(currents), dtype)(
         *given,
         *changed,
         shapes=[x.shape for x in changed],
@@ -118,7 +119,9 @@ def lead_traces(
 
 
 @functools.cache
-def _lead(is_late: tuple[bool, ...], is_common: tuple[bool, ...], dtype: Any) -> Operation:
+def _lead(
+    is_late: tuple[bool, ...], is_common: tuple[bool, ...], n_currents: int, dtype: Any
+) -> Operation:
     d, n_common = len(is_common), sum(is_common)
     n_led = d - n_common + 1
 
@@ -126,7 +129,7 @@ def _lead(is_late: tuple[bool, ...], is_common: tuple[bool, ...], dtype: Any) ->
         given = iter(arrays)
         kinds = [WrittenEvents(late, given) for late in is_late]
         faded, (power, response) = next(given)[0], take(given, 2)
-        signals, currents = take(given, d + 1), next(given)
+        signals, currents = take(given, d + 1), take(given, n_currents)
         leads = [(take(given, d), next(given)) for _ in range(n_led)]
         take(given, n_common + n_led + 1)  # what was before is where the results are to be
         common, led, (totals,) = take(given, n_common), take(given, n_led), given
@@ -165,8 +168,9 @@ def _lead(is_late: tuple[bool, ...], is_common: tuple[bool, ...], dtype: Any) ->
                     if of_row is rows[-1]:
                         products.append(faded * filtered)
                     of_row[j] = sum(products[1:], products[0])
-            add_rows(code, steps, steps.shape[0], currents.of_example(b), total)
-            for (_, r), of_row in zip(leads, rows, strict=True):
+            of_events = [(r, total) for r in currents]
+            of_events += [(r, x) for (_, r), x in zip(leads, rows, strict=True)]
+            for r, of_row in of_events:
                 add_rows(code, steps, steps.shape[0], r.of_example(b), of_row)
 
         shares, start = [], code.index(0)
@@ -184,7 +188,7 @@ def _lead(is_late: tuple[bool, ...], is_common: tuple[bool, ...], dtype: Any) ->
         *itertools.chain.from_iterable(map(WrittenEvents.types, is_late)),
         (dtype, 1),
         *[(dtype, 2)] * (2 + d + 1),
-        (dtype, 3),
+        *[(dtype, 3)] * n_currents,
         *[*[(dtype, 2)] * d, (dtype, 3)] * n_led,
         *changed,
     ]
