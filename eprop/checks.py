@@ -218,7 +218,11 @@ def sequence(name: str, value: Any, n_features: int, dtype: Any) -> Array:
     """`value` as an array `[time, batch, n_features]`: bool, integer, or of the weights' dtype."""
     given = array(name, value)
     if given.ndim != 3:
-        hint = f"; for a single example write {name}[:, None]" if given.ndim == 2 else ""
+        hint = (
+            f"; for a single example write {name}[:, None], for a single step {name}[None]"
+            if given.ndim == 2
+            else ""
+        )
         raise ValueError(
             f"{name} has shape {given.shape}, but [time, batch, feature] is needed{hint}"
         )

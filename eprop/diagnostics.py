@@ -178,6 +178,9 @@ def learning_signals(
     `inputs` are `[time, batch, n_in]`; `loss(trajectory, targets)` is called once, on the whole
     sequence.
     """
+    hint = "SymmetricFeedback(), or of a rule its rule.feedback"
+    checks.instance("feedback", feedback, AbstractFeedback, hint)
+    checks.function("loss", loss, "learning_signals(network, inputs, targets, loss, feedback)")
     trajectory = network(inputs)
 
     def of_trajectory(trajectory):

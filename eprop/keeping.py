@@ -63,6 +63,8 @@ class Keeper:
         self.saved = 0
         self.begun_with: dict[str, str] = {}
         """The hyperparameters in the state that the run was begun with."""
+        self.start: list[str] = []
+        """The numbers in that state."""
         self.best: Best | None = None
         self.best_is_saved = True
         self.batch_before: list[str] | None = None
@@ -87,6 +89,7 @@ class Keeper:
         if self.folder is None:
             return state, [], ""
         self.begun_with = given = _hyperparameters(state)
+        self.start = _digests(state)
         path, metrics = self.folder / CHECKPOINT, self.folder / METRICS
         if not path.exists():
             _check_rows(metrics, files.first_rows(metrics, 1), 0)
@@ -103,6 +106,7 @@ class Keeper:
                     f"this run a folder of its own. To go on from that checkpoint with another "
                     f"value, begin there with what eprop.checkpoints.load gives, changed"
                 )
+        self._check_start(state, loaded, metadata.get("start", self.start))
         self.saved = metadata["iteration"]
         rows = files.first_rows(metrics, self.saved)
         _check_rows(metrics, rows, self.saved)
@@ -110,6 +114,26 @@ class Keeper:
         if self.keep_best is not None:
             self._resume_best(dict(theirs).get("keep_best"), metadata["best"], state)
         return loaded, rows, structure.first_difference(theirs, self.identity.settings)
+
+    def _check_start(self, given: Any, loaded: Any, begun_with: list[str]) -> None:
+        """A warning if the state given is neither the one that the run was begun with nor its last.
+
+        Of an array that other processes have parts of nothing is known.
+        """
+        here, last, self.start = self.start, _digests(loaded), begun_with
+
+        def is_other(*digests: str) -> bool:
+            return digests[0] not in digests[1:] and "shared" not in digests
+
+        leaves = zip(checkpoints.describe(given), here, begun_with, last, strict=True)
+        changed = [leaf.path for leaf, *digests in leaves if is_other(*digests)]
+        if changed:
+            warnings.warn(
+                f"{changed[0]} has other numbers in the state given than in the one that the run "
+                f"in {self.folder} was begun with. It goes on from its checkpoint, as if these "
+                f"had not been given: for another beginning give a folder of its own",
+                stacklevel=4,
+            )
 
     def _checked_metadata(self, path: Path) -> dict[str, Any]:
         metadata = checkpoints.read_header(path)["metadata"]
@@ -229,6 +253,7 @@ class Keeper:
             "iteration": iteration,
             "best": None if self.best is None else self.best.iteration,
             "begun_with": self.begun_with,
+            "start": self.start,
             "batch": _described(batch),
             "numbers": _digests(batch) if self.identity.config is None else None,
             **self.identity._asdict(),

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, UInt
 
 from . import checks, learner_state, loops, optimization
 from .compiled import are_compiled
-from .evaluation import NetworkGradients, zero_gradients
+from .evaluation import NetworkGradients, forward, zero_gradients
 from .network import Network
 from .pieces import NO_SUM_OVER_TIME, Progress, evaluate_piece, init_progress, is_sum_over_time
 from .rules import EProp, Loss, call_loss
@@ -351,9 +351,12 @@ class OnlineLearner(eqx.Module):
         if x is info.loss and x.ndim:
             bad = np.flatnonzero(~np.isfinite(x))[0]
             n_steps = int(before.n_steps) + (bad + 1) * self.update_every
+        cause = ""
+        if x is info.loss:
+            cause = " (is a label outside of 0, ..., n_classes - 1, or a target NaN?)"
         return FloatingPointError(
-            f"{name} is NaN or infinite after step {n_steps}; the state from before this call is "
-            f"as it was"
+            f"{name} is NaN or infinite after step {n_steps}{cause}; the state from before this "
+            f"call is as it was"
         )
 
 
@@ -399,8 +402,9 @@ def _run(
     is_sum = jnp.ones((), bool)
     if learner._window > 1:
         inputs, targets, _ = jax.tree.map(lambda x: jnp.asarray(x)[: learner._looked_at], now)
-        _, trajectory = state.network.run(state.progress.network, inputs)
-        is_sum = is_sum_over_time(learner.loss, trajectory, targets, learner.has_aux)
+        looked_at = len(inputs)
+        run = forward(state.network, state.progress.network, inputs, None, n_steps=looked_at)
+        is_sum = is_sum_over_time(learner.loss, run.trajectory, targets, learner.has_aux)
     start, gradients = state._replace(gradients=None), state.gradients
     state, seen = loops.scan(one_update, start, cut(now, learner.update_every))
     state = state._replace(gradients=jax.tree.map(jnp.zeros_like, gradients))

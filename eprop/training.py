@@ -206,7 +206,8 @@ def fit(
     are not its own, for processes that were given something else than the first, and for inputs and
     weights that hold NaN;
     `RuntimeError` for a folder that another run has in use, and where another process has failed.
-    Warns of what is not recorded, and of a run that was begun with other settings.
+    Warns of what is not recorded, and of a run that was begun with other settings or from a state
+    of other numbers: weights, feedback, trained constants, all of which its checkpoint has.
     """
     _check_functions(step, evaluate, stop, callbacks)
     checks.switch("progress", progress)

@@ -53,9 +53,10 @@ def weight(
     """A weight of `shape`: an array, or drawn by an initializer."""
     if callable(given):
         given = given(key(name), shape, jnp.result_type(float))
-    elif isinstance(given, str | bool):
+    elif isinstance(given, str | bool | int | float):
+        none = "; for no recurrent synapses w_rec=None" if name == "w_rec" else ""
         raise TypeError(
             f"{name} = {given!r} must be an array or an initializer: write "
-            f"jax.nn.initializers.zeros, or another of jax.nn.initializers"
+            f"jax.nn.initializers.zeros, or another of jax.nn.initializers{none}"
         )
     return checks.finite(name, checks.float_array(name, given, shape))

@@ -141,7 +141,10 @@ def is_compiled(network):
     return [not isinstance(programs(layer), str) for layer in network.layers]
 
 
-@pytest.mark.parametrize("of_layer", [*OF_LAYER, *ON_A_PROCESSOR])
+@pytest.mark.parametrize(
+    "of_layer",
+    slow_but(["plain", "a bias and autapses", *ON_A_PROCESSOR], [*OF_LAYER, *ON_A_PROCESSOR]),
+)
 @pytest.mark.parametrize("cell", slow_but(["two populations"], ["ALIF", "two populations"]))
 def test_layers(cell, of_layer):
     check(make(CELLS[cell](), (OF_LAYER | ON_A_PROCESSOR)[of_layer]), "whole")

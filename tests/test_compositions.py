@@ -255,7 +255,14 @@ def by_oracle(network, inputs):
 of_network, of_sequence = (jax.jit(jax.value_and_grad(by_oracle, argnums)) for argnums in (0, 1))
 
 
-@pytest.mark.parametrize("rule", [SMALL, eprop.EProp(window=5), eprop.BPTT()], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        eprop.EProp(window=5),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in (SMALL, eprop.BPTT())),
+    ],
+    ids=str,
+)
 def test_value_and_grad_is_no_more_than_jax_grad(rule):
     """Bit for bit."""
 

@@ -10,6 +10,7 @@ import pytest
 
 import eprop
 from tests import oracle
+from tests.cases import slow_but
 from tests.comparison import assert_close, assert_trees_close, relative_error
 from tests.golden_cases import FOLDER
 
@@ -156,7 +157,13 @@ def expected_with_peepholes():
     return evaluate(with_peepholes(), record().inputs, record().target)
 
 
-@pytest.mark.parametrize("rule", ["recursion", "windows that don't divide", "adjoint", "autodiff"])
+@pytest.mark.parametrize(
+    "rule",
+    slow_but(
+        ["windows that don't divide", "adjoint"],
+        ["recursion", "windows that don't divide", "adjoint", "autodiff"],
+    ),
+)
 def test_gradients_with_peepholes(rule):
     evaluate = jax.jit(eprop.value_and_grad(loss, RULES[rule]))
     value, actual = evaluate(with_peepholes(), record().inputs, record().target)

@@ -108,6 +108,7 @@ BAD_CHUNKS = {
     ),
     "dtype": ((INPUTS.astype(np.float32), TARGETS), TypeError, ["float32", "astype"]),
     "NaN": ((NAN_IN, TARGETS), ValueError, ["inputs", "(12, 2, 3)", "NaN or infinity"]),
+    "NaN at once": ((INPUTS * np.nan, TARGETS), ValueError, ["inputs", "NaN or infinity"]),
     "NaN to learn": (
         (INPUTS, NAN_OUT),
         FloatingPointError,

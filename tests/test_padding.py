@@ -70,7 +70,7 @@ def gradient(rule, loss=loss):
     return jax.jit(eprop.value_and_grad(loss, rule))
 
 
-@pytest.mark.parametrize("rule", slow_but(["e-prop", "windows"], RULES))
+@pytest.mark.parametrize("rule", slow_but(["e-prop"], RULES))
 def test_gradients_add_up(rule):
     """The padded batch has the mean of its sequences' gradients, each run by itself."""
     rule = RULES[rule](case().b)

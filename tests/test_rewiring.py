@@ -213,6 +213,7 @@ def make_network(w_rec, **options):
     return eprop.Network(cell, n_in=5, n_out=2, w_rec=w_rec, key=KEY, **options)
 
 
+@pytest.mark.slow
 def test_its_gradient_is_that_of_a_matrix_at_these_synapses():
     before = sparse(signs=SIGNS)
     found, new = rewired(before)

@@ -300,7 +300,7 @@ def structured(kind):
     )
 
 
-@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("kind", slow_but(["dense"], ["dense", "sparse"]))
 def test_signs_and_masks_outlast_training(kind):
     before = structured(kind)
     after, gradients = trained(before)

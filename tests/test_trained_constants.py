@@ -105,7 +105,7 @@ def test_all_constants_have_a_gradient(cell):
 @pytest.mark.parametrize(
     ("cell", "shared_first"),
     slow_but(
-        [("LSTM", True), ("ALIF", False)],
+        [("LSTM", True)],
         [(cell, True) for cell in RANGES]
         + [(cell, False) for cell in ("ALIF", "CurrentLIF", "LSTM")],
     ),
@@ -241,7 +241,7 @@ def test_some_are_trained_and_others_not():
 # Range.
 
 
-@pytest.mark.parametrize("cell", ["LIF", "ALIF", "CurrentLIF", "LeakyTanh"])
+@pytest.mark.parametrize("cell", slow_but(["ALIF"], ["LIF", "ALIF", "CurrentLIF", "LeakyTanh"]))
 def test_time_constants_and_thresholds_stay_positive(cell):
     """Under steps, down and up, so large that without the logarithm they would be negative."""
     positive, would_be_negative = [name for name in RANGES[cell] if name in POSITIVE], False

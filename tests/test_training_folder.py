@@ -130,6 +130,15 @@ class TestWithoutConfiguration:
         assert len(rows) == 6
         fit(begun, iterations=7, batches=lambda i: np.full(3, 2 / i))  # those are its own now
 
+    def test_another_beginning_is_warned_of(self, begun):
+        """It would be dropped in silence: the checkpoint has its own."""
+        other = START | {"w": -START["w"]}
+        with pytest.warns(UserWarning, match=rf"^w has other numbers .*{begun} was begun with"):
+            _, rows = fit(begun, state=other)
+        assert timeless(rows) == timeless(fit()[1])
+        fit(begun, iterations=7)  # it was begun with START still,
+        fit(begun, iterations=8, state=fit(begun, iterations=7)[0])  # and came to this
+
     def test_hyperparameters_in_the_state(self, tmp_path):
         """The checkpoint's would be used in place of a changed one."""
 
