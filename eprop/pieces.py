@@ -14,6 +14,7 @@ from .adjoint import derivatives_of
 from .evaluation import Carry, Derivatives, NetworkGradients, advance, forward, init_carry
 from .network import Network
 from .rules import EProp, Loss, call_loss
+from .synapses import Dense
 from .trajectory import NetworkState, Trajectory
 
 
@@ -54,12 +55,22 @@ def evaluate_piece(
 
     `so_far`: the sum of the gradients before.
     """
-    end, trajectory, records = forward(network, before.network, inputs, None, n_steps=len(inputs))
+    acting = _acting(network)
+    end, trajectory, records = forward(acting, before.network, inputs, None, n_steps=len(inputs))
     value, aux, derivatives = _differentiate(loss, network, trajectory, targets, has_aux)
     b = rule.feedback.matrix(network)
-    traces, gradients = advance(network, b, records, derivatives, before.traces, so_far)
+    traces, gradients = advance(acting, b, records, derivatives, before.traces, so_far)
     evaluated = Evaluated(value, aux, derivatives, gradients, trajectory)
     return Progress(end, traces), evaluated
+
+
+def _acting(network: Network) -> Network:
+    """With the weights of dense synapses as they act: found once for all that is done with them."""
+    return jax.tree.map(
+        lambda x: x.acting() if isinstance(x, Dense) else x,
+        network,
+        is_leaf=lambda x: isinstance(x, Dense),
+    )
 
 
 def _differentiate(

@@ -79,6 +79,11 @@ class Dense(AbstractSynapses):
             w = jnp.where(_autapses(self.without_autapses_of), jnp.zeros((), w.dtype), w)
         return w
 
+    def acting(self) -> "Dense":
+        """Synapses whose weights are these as they act."""
+        plain = Dense(np.zeros((0, 0), self.weights.dtype))  # nothing to check in these
+        return eqx.tree_at(lambda dense: dense.weights, plain, self.effective())
+
     def currents(self, w: Array, pre: Array) -> Array:
         # As one matrix: so XLA's derivative by w is as fast as its product.
         return (pre.reshape(-1, w.shape[0]) @ w).reshape(*pre.shape[:-1], w.shape[1])
