@@ -267,14 +267,13 @@ class CompiledLayer:
         total: Float[Array, "n_pre n"],
     ) -> tuple[Traces, Float[Array, "n_pre n"]]:
         """`lead_traces` of all dense synapses."""
-        graded = {}
-        if "below" in self.layer.rows and "below" not in seen:
-            graded = {"below": self.layer.delayed_below(start, below)}
-        no_step = {kind: jnp.zeros((0, *x.shape[1:]), bool) for kind, x in graded.items()}
-        seen = {**seen, **{kind: Events(x) for kind, x in no_step.items()}}
-        traces, total = lead_traces([seen[kind] for kind in self.layer.rows], traces, leads, total)
-        for kind, x in graded.items():
-            traces = _with_graded(traces, self.layer.rows[kind], x, leads)
+        rows, graded = self.layer.rows, None
+        if "below" in rows and "below" not in seen:
+            graded = self.layer.delayed_below(start, below)
+            seen = {**seen, "below": Events(jnp.zeros((0, *graded.shape[1:]), bool))}  # no steps
+        traces, total = lead_traces([seen[kind] for kind in rows], traces, leads, total)
+        if graded is not None:
+            traces = _with_graded(traces, rows["below"], graded, leads)
         return traces, total
 
     def arrived(
