@@ -158,7 +158,7 @@ def without_peers(monkeypatch):
     import_module = importlib.import_module
 
     def refuse(name, *rest):
-        if name.split(".")[0] in ("torch", "braintrace", "brainstate", "spikingjelly"):
+        if name.split(".")[0] in ("torch", "braintrace", "brainstate", "spikingjelly", "nest"):
             raise ModuleNotFoundError(f"No module named {name!r}")
         return import_module(name, *rest)
 
@@ -481,6 +481,7 @@ class TestPeers:
             ("PyTorch, BPTT", 1.0, 1.001),
             ("BrainTrace, pp_prop", 1.001, 1.0),
             (peers.BPTT, 1.0, 0.5),
+            (peers.NEST, np.nan, 1.001),
         ],
     )
     def test_check_fails(self, label, value, factor):
@@ -492,11 +493,30 @@ class TestPeers:
             for label in (peers.OWN, peers.BPTT, "BrainTrace, D_RTRL", "PyTorch, BPTT")
         }
         results["BrainTrace, pp_prop"] = (1.0, tuple(x[::-1] for x in own))
-        verdict = peers.check(results)
+        double = tuple(3 * x for x in own)
+        results[peers.NEST] = (np.nan, double)
+        verdict = peers.check(results, double)
         assert verdict["passed"]
         assert verdict["cosines"]["BrainTrace, pp_prop"] < 0.9 < verdict["cosines"][peers.BPTT]
         results[label] = (value, tuple(factor * x for x in results[label][1]))
-        assert not peers.check(results)["passed"]
+        assert not peers.check(results, double)["passed"]
+
+    def test_in_double(self):
+        """What NEST is held against has float64's digits, and the gradient in float32 its own."""
+        with jax.enable_x64(False):
+            arguments = peers.draw_inputs("tiny", 0)
+            single = peers.jax_programs("tiny", [], *arguments)[peers.OWN]()[1]
+            double = peers.in_double("tiny", *arguments)
+        assert all(w.dtype == np.float64 for w in double)
+        assert 1e-9 < benchmarks.relative_difference(jax.device_get(single), double) < 1e-5
+
+    def test_nest(self):
+        """Its gradient is the same, where it is installed."""
+        pytest.importorskip("nest")
+        arguments = peers.draw_inputs("tiny", 0)
+        program = peers.nest_program(peers.peer("nest"), "tiny", 1, *arguments)
+        double = peers.in_double("tiny", *arguments)
+        assert benchmarks.relative_difference(program()[1], double) < 1e-12
 
     def test_help(self):
         text = help_of("benchmarks.peers")

@@ -1,4 +1,4 @@
-"""The same gradient by other libraries, side by side: BrainTrace and PyTorch.
+"""The same gradient by other software, side by side: BrainTrace, PyTorch and NEST.
 
     e-prop, window=...    this package
     BPTT, jax.grad        `jax.grad` of a plain scan, as in `gradient_cost`
@@ -6,9 +6,11 @@
     BrainTrace, EProp     the same, and low-pass filtered by the readout's leak
     BrainTrace, pp_prop   traces that are products of a pre- and a postsynaptic one: approximate
     PyTorch, BPTT         eager, a loop over the steps, and autograd
+    NEST                  event by event, in C++ and float64: exact
 
 All of them run the network of `gradient_cost`: its weights, inputs, equations (half LIF, half ALIF,
-refractory time, leaky readout) and loss. What differs is how BrainTrace comes to a gradient:
+refractory time, leaky readout) and loss, and inputs without spikes in the first two steps, as NEST
+needs them (see `nest_gradient`). What differs is how BrainTrace comes to a gradient:
 
 - It takes the loss of one step at a time, so that the readout's leak must be in the neurons'
   traces. `D_RTRL` and `pp_prop` have the filtered spikes as one more hidden variable for it.
@@ -21,7 +23,8 @@ refractory time, leaky readout) and loss. What differs is how BrainTrace comes t
 
 All programs run in one process in turn, those that take long less often. Times are medians, ratios
 are to `window=None`. The cosine is that of the gradient of all synapses (W_in and W_rec) with
-`window=None`, and of PyTorch's with `jax.grad`'s. Libraries that are not installed are left out.
+`window=None`, of PyTorch's with `jax.grad`'s, and of NEST's with `window=None` in float64, since
+some spikes of a long sequence are others in float32. What is not installed is left out.
 
 Workloads: as in `gradient_cost`.
 """
@@ -42,8 +45,16 @@ import eprop
 from figures.costs import draw
 
 from ..runs import RunFolder
-from . import gradient_cost, machine, peer, peer_versions, relative_difference, time_in_turn
-from .gradient_cost import BOUND, CONTROL, WORKLOADS, Name, draw_workload
+from . import (
+    gradient_cost,
+    machine,
+    nest_gradient,
+    peer,
+    peer_versions,
+    relative_difference,
+    time_in_turn,
+)
+from .gradient_cost import BOUND, CONTROL, WORKLOADS, Name
 
 ALPHA, RHO, KAPPA = (
     float(np.exp(-gradient_cost.DT / tau))
@@ -51,10 +62,10 @@ ALPHA, RHO, KAPPA = (
 )
 V_TH, GAMMA, N_REFRACTORY = gradient_cost.V_TH, gradient_cost.GAMMA, gradient_cost.N_REFRACTORY
 
-OWN, BPTT = "e-prop, window=None", "BPTT, jax.grad"
+OWN, BPTT, NEST = "e-prop, window=None", "BPTT, jax.grad", "NEST"
 APPROXIMATE = ("BrainTrace, EProp", "BrainTrace, pp_prop")
 """Programs whose gradient is another. All the rest must find that of one of the two above."""
-SLOW = ("BrainTrace, D_RTRL", "BrainTrace, EProp")
+SLOW = ("BrainTrace, D_RTRL", "BrainTrace, EProp", NEST)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +81,9 @@ class Config:
     rounds: int = 7
     """Timed calls of each program."""
     slow_rounds: int = 1
-    """Timed calls of BrainTrace's D_RTRL and EProp."""
+    """Timed calls of BrainTrace's D_RTRL and EProp, and of NEST."""
+    nest_threads: int = 2
+    """Threads of NEST. On w1 and w3 two are faster than one."""
     seed: int = 0
     """Of the weights and the inputs."""
     results: Path = Path("results/peers")
@@ -86,7 +99,7 @@ class Config:
 Gradients = tuple[Any, Any, Any]
 """Of W_in, W_rec and W_out."""
 Program = Callable[[], tuple[Any, Gradients]]
-"""Returns the loss and the gradients."""
+"""Returns the loss, NaN where it isn't known, and the gradients."""
 
 
 def jax_programs(
@@ -248,9 +261,35 @@ def torch_program(
     return program
 
 
+def nest_program(
+    nest: Any, name: str, threads: int, network: eprop.Network, inputs: jax.Array, targets: Any
+) -> Program:
+    workload, spikes, labels = WORKLOADS[name], np.asarray(inputs), np.asarray(targets[0])[0]
+
+    def program():
+        return np.nan, nest_gradient.gradients(nest, workload, network, spikes, labels, threads)
+
+    return program
+
+
+def in_double(name: str, *arguments: Any) -> Gradients:
+    """Own gradients in float64."""
+    function = gradient_cost.make_programs(WORKLOADS[name], [None])[OWN]
+    with jax.enable_x64(True):
+        double = jax.tree.map(_as_double, arguments)
+        found = jax.jit(function)(*double)[1]
+    return tuple(np.asarray(w) for w in (found.w_in, found.w_rec, found.w_out))
+
+
+def draw_inputs(name: Name, seed: int) -> tuple[eprop.Network, jax.Array, Any]:
+    """Network, inputs and targets of `gradient_cost`, the first two steps' inputs left out."""
+    network, inputs, targets = gradient_cost.draw_workload(name, seed)
+    return network, inputs.at[:2].set(False), targets
+
+
 def make_programs(name: Name, config: Config) -> dict[str, Program]:
     """By label, of those libraries that are installed."""
-    arguments = draw_workload(name, config.seed)
+    arguments = draw_inputs(name, config.seed)
     programs = jax_programs(name, config.windows, *arguments)
     brainstate, braintrace = peer("brainstate"), peer("braintrace")
     if brainstate is not None and braintrace is not None:
@@ -262,6 +301,9 @@ def make_programs(name: Name, config: Config) -> dict[str, Program]:
     torch = peer("torch")
     if torch is not None:
         programs["PyTorch, BPTT"] = torch_program(torch, name, *arguments)
+    nest = peer("nest")
+    if nest is not None:
+        programs[NEST] = nest_program(nest, name, config.nest_threads, *arguments)
     return programs
 
 
@@ -281,18 +323,27 @@ def measure(name: Name, config: Config) -> dict[str, Any]:
         row["first_call_seconds"] = first[label]
     w = WORKLOADS[name]
     title = f"{w.n_in} inputs, {w.n} neurons, {w.n_steps:,} steps, batch {w.batch}"
-    return {"title": title, "programs": rows, "check": check(results)}
+    double = in_double(name, *draw_inputs(name, config.seed)) if NEST in results else None
+    return {"title": title, "programs": rows, "check": check(results, double)}
 
 
-def check(results: dict[str, tuple[float, Gradients]]) -> dict[str, Any]:
-    """How far the gradients agree, and whether the exact ones do; NaN passes nowhere."""
+def check(
+    results: dict[str, tuple[float, Gradients]], double: Gradients | None = None
+) -> dict[str, Any]:
+    """How far the gradients agree, and whether the exact ones do; NaN passes nowhere.
+
+    `double` are own gradients in float64, which NEST's are held against.
+    """
     cosines, differences = {}, {}
     for label, (_, gradients) in results.items():
         expected = results[BPTT if "BPTT" in label else OWN][1]
+        if label == NEST:
+            assert double is not None
+            expected = double
         cosines[label] = _cosine(gradients, expected)
         if label not in APPROXIMATE:
             differences[label] = relative_difference(gradients, expected)
-    losses = {label: value for label, (value, _) in results.items()}
+    losses = {label: value for label, (value, _) in results.items() if label != NEST}
     control = relative_difference(results[BPTT][1][:2], results[OWN][1][:2])
     return {
         "losses": losses,
@@ -331,7 +382,7 @@ def main(args: Sequence[str] | None = None) -> int:
         Config, args=args, prog="python -m experiments.benchmarks.peers",
         description=__doc__,
     )  # fmt: skip
-    versions = peer_versions(("braintrace", "brainstate", "torch"))
+    versions = peer_versions(("braintrace", "brainstate", "torch", "nest-simulator"))
     folder = RunFolder(config.folder, config)
     metrics = {**machine(), "peers": versions, "workloads": {}}
     for name in config.workloads:
@@ -341,6 +392,10 @@ def main(args: Sequence[str] | None = None) -> int:
         print(table(name, found) + "\n")
     print(f"Figure: {draw(config.folder)}")
     return 0 if all(x["check"]["passed"] for x in metrics["workloads"].values()) else 1
+
+
+def _as_double(x: Any) -> Any:
+    return x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def _beta(network: eprop.Network) -> np.ndarray:
