@@ -67,7 +67,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
 
     Returns the summary, as in `summary.json`. All else is in the run's folder too.
     """
-    corpus = load(config.data, config.features)
+    corpus = load(config.data, config.features, config.stack)
     if config.task == "ctc":
         objectives.check_room([*corpus.train, *corpus.development, *corpus.test])
     settings = {**files.as_json(config), "corpus": corpus.settings}

@@ -70,16 +70,22 @@ def _sentence(figure: SubFigure, run: Run) -> None:
     n = len(run.trial["labels"])
     panels[0].set_title(f"a   A sentence of the development set after training ({name})")
     panels[-1].set_xlabel("time (s)")
-    panels[-1].set_xlim(0, n * FRAME_MS / 1000)
+    panels[-1].set_xlim(0, n * _frame_s(run))
+
+
+def _frame_s(run: Run) -> float:
+    """From one frame that the network sees to the next in s."""
+    return FRAME_MS / 1000 * run.config.get("stack", 1)
 
 
 def _frames(run: Run) -> tuple[float, float]:
     """From the first frame's beginning to the last one's end in s."""
-    return 0.0, len(run.trial["labels"]) * FRAME_MS / 1000
+    return 0.0, len(run.trial["labels"]) * _frame_s(run)
 
 
 def _spectrogram(axes: Axes, run: Run) -> None:
-    features = run.trial["features"]
+    width = run.trial["features"].shape[1]
+    features = run.trial["features"].reshape(-1, width // run.config.get("stack", 1))
     is_spectrum = run.config["features"] == "filterbank"
     shown = features[:, 1 : 1 + N_MEL] if is_spectrum else features[:, :13]
     axes.imshow(
@@ -91,7 +97,7 @@ def _spectrogram(axes: Axes, run: Run) -> None:
 
 def _activity(axes: Axes, run: Run) -> None:
     activity, config = run.trial["activity"], run.config
-    step = FRAME_MS / config["repeats"] / 1000
+    step = _frame_s(run) / config["repeats"]
     if config["cell"] == "lstm":
         plotting.colour_map(axes, activity[:, :SHOWN], step, "$h$", limit=1.0)
         axes.set_ylabel(f"{SHOWN} units,\nforward in time")
@@ -114,7 +120,7 @@ def _activity(axes: Axes, run: Run) -> None:
 
 def _thresholds(axes: Axes, run: Run) -> None:
     thresholds = run.trial["thresholds"]
-    time = np.arange(len(thresholds)) * FRAME_MS / run.config["repeats"] / 1000
+    time = np.arange(len(thresholds)) * _frame_s(run) / run.config["repeats"]
     for line, neuron, dash in zip(
         thresholds.T, run.trial["neurons"], ("-", "--", ":"), strict=False
     ):
@@ -130,7 +136,7 @@ def _signals(axes: Axes, run: Run) -> None:
     some = signals[:, :: max(1, signals.shape[1] // SHOWN)]
     of_steps = np.repeat(some, repeats, axis=0)
     plotting.colour_map(
-        axes, of_steps, FRAME_MS / repeats / 1000, "learning\nsignal $L_{t,j}$",
+        axes, of_steps, _frame_s(run) / repeats, "learning\nsignal $L_{t,j}$",
         limit=float(np.quantile(np.abs(some), 0.99)),
     )  # fmt: skip
     axes.set(ylabel=f"{some.shape[1]} of {signals.shape[1]}\nneurons", yticks=())
@@ -146,7 +152,7 @@ def _probabilities(axes: Axes, run: Run) -> None:
     )  # fmt: skip
     for start, end, phoneme in _runs(labels):
         row = int(np.flatnonzero(heard == phoneme)[0])
-        times = [start * FRAME_MS / 1000, end * FRAME_MS / 1000]
+        times = [start * _frame_s(run), end * _frame_s(run)]
         axes.plot(times, [row + 0.5] * 2, color=TRUTH, linewidth=1.2, solid_capstyle="butt")
     axes.set_yticks(range(len(heard)), [names[x] for x in heard], fontsize=6)
     axes.set_ylabel("probability\n(underlined: the truth)")
@@ -160,7 +166,7 @@ def _transcripts(axes: Axes, run: Run) -> None:
         for start, end, phoneme in _runs(labels):
             if not names[phoneme]:
                 continue
-            times = np.array([start + 0.2, end - 0.2]) * FRAME_MS / 1000
+            times = np.array([start + 0.2, end - 0.2]) * _frame_s(run)
             axes.plot(times, [row + 0.35] * 2, color=colour, linewidth=1.5, solid_capstyle="butt")
             if end - start >= 3 or run.config["task"] == "ctc":
                 axes.text(

@@ -279,6 +279,31 @@ class TestTimit:
         np.testing.assert_allclose(together.std(0), 1, atol=1e-3)
         assert found.settings["data"] == "TIMIT" and found.settings["features"] == "filterbank"
 
+    @pytest.mark.parametrize("stack", [3, 4])  # 42 frames: none are left, or two
+    def test_stacked(self, tree, stack):
+        """A frame is that many in order, its label that of one in the middle."""
+        found = timit.read(tree, SPLIT)
+        plain, stacked = (corpus.prepare(found, "mfcc", n) for n in (1, stack))
+        for one, several in zip(plain.test, stacked.test, strict=True):
+            n = 42 // stack
+            assert several.features.shape == (n, stack * 39) and several.labels.shape == (n,)
+            np.testing.assert_array_equal(
+                several.features.reshape(-1, 39), one.features[: n * stack]
+            )
+            np.testing.assert_array_equal(
+                several.labels, one.labels[stack // 2 : n * stack : stack]
+            )
+            np.testing.assert_array_equal(several.phonemes, one.phonemes)
+        assert len(set(stacked.test[0].labels.tolist())) > 2
+        assert (plain.settings["stack"], stacked.settings["stack"]) == (1, stack)
+
+    def test_refuses_to_stack(self, tree):
+        found = timit.read(tree, SPLIT)
+        with pytest.raises(ValueError, match=r"has 42 frames, fewer than the 50 .* smaller stack"):
+            corpus.prepare(found, "mfcc", 50)
+        with pytest.raises(ValueError, match=r"stack = 0"):
+            corpus.prepare(found, "mfcc", 0)
+
     def test_another_recording_is_another_corpus(self, tree):
         before = recordings.sha256(timit.read(tree, SPLIT))
         assert before == recordings.sha256(timit.read(tree, SPLIT))

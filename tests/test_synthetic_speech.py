@@ -107,7 +107,7 @@ class TestSets:
             assert sentence.features.shape == (frames, 123) and sentence.labels.dtype == np.int32
             assert np.all(np.isfinite(sentence.features)) and frames > 5 * len(sentence.phonemes)
             assert set(sentence.labels.tolist()) <= set(sentence.phonemes.tolist())
-        mfcc = corpus.load(SMALL, "mfcc", cache)
+        mfcc = corpus.load(SMALL, "mfcc", cache=cache)
         assert mfcc.test[0].features.shape[1] == 39
         assert mfcc.settings["sha256"] == found.settings["sha256"]
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from eprop import checks
+
 from . import timit
 from .espeak import CACHE, Synthetic, synthesize
 from .features import Kind, extract, labels, n_frames, normalisation
@@ -44,7 +46,10 @@ class Corpus(NamedTuple):
 
 
 def load(
-    data: str | Path | Synthetic = "synthetic", features: Kind = "filterbank", cache: Path = CACHE
+    data: str | Path | Synthetic = "synthetic",
+    features: Kind = "filterbank",
+    stack: int = 1,
+    cache: Path = CACHE,
 ) -> Corpus:
     """The corpus that is learnt from.
 
@@ -52,16 +57,17 @@ def load(
         data: "synthetic", or `Synthetic(...)` for other settings: speech by eSpeak NG. Else the
             folder of TIMIT.
         features: "filterbank", 123 of them, or "mfcc", 39 (see `features.extract`).
+        stack: Frames of 10 ms, one after the other, that are seen as one (see `stacked`).
         cache: Where synthetic audio is kept; a second run finds it there.
     """
     if data == "synthetic":
         data = Synthetic()
     if isinstance(data, Synthetic):
-        return prepare(synthesize(data, cache), features)
-    return prepare(timit.read(Path(data)), features)
+        return prepare(synthesize(data, cache), features, stack)
+    return prepare(timit.read(Path(data)), features, stack)
 
 
-def prepare(recordings: Recordings, features: Kind) -> Corpus:
+def prepare(recordings: Recordings, features: Kind, stack: int = 1) -> Corpus:
     """Recordings as networks see them.
 
     Raises `ValueError` for an utterance that has no frame with a phoneme at its centre.
@@ -79,13 +85,34 @@ def prepare(recordings: Recordings, features: Kind) -> Corpus:
     normalise = normalisation(extracted[0])
     sentences = [
         tuple(
-            _sentence(utterance, normalise(values), phonemes)
+            stacked(_sentence(utterance, normalise(values), phonemes), stack)
             for utterance, values in zip(part, of_part, strict=True)
         )
         for part, of_part in zip(sets, extracted, strict=True)
     ]
-    settings = recordings.settings | {"features": features, "sha256": sha256(recordings)}
+    settings = recordings.settings | {
+        "features": features,
+        "stack": stack,
+        "sha256": sha256(recordings),
+    }
     return Corpus(phonemes, scored, folded, *sentences, settings=settings)
+
+
+def stacked(sentence: Sentence, n: int) -> Sentence:
+    """Each `n` frames side by side as one, with the label of that in the middle.
+
+    Frames at the end that fill none are left out. Raises `ValueError` where there are fewer than
+    `n`.
+    """
+    frames, n_features = sentence.features.shape
+    whole = frames // checks.positive_int("stack", n)
+    if whole == 0:
+        raise ValueError(
+            f"{sentence.name} has {frames} frames, fewer than the {n} that are to be seen as one: "
+            f"write a smaller stack"
+        )
+    features = sentence.features[: whole * n].reshape(whole, n * n_features)
+    return sentence._replace(features=features, labels=sentence.labels[n // 2 : whole * n : n])
 
 
 def _sentence(utterance: Utterance, values: np.ndarray, phonemes: tuple[str, ...]) -> Sentence:

@@ -108,7 +108,7 @@ def make_loss(config: Config):
         response = recogniser(batch.features, batch.lengths, rules, key=key)
         value = task_loss(recogniser.read(response.drive), batch)
         frames = batch.lengths.sum().astype(value.dtype)
-        info = {"task_loss": value, "audio_seconds": FRAME_S * frames}
+        info = {"task_loss": value, "audio_seconds": FRAME_S * config.stack * frames}
         if config.cell == "lstm":
             return value, info
         n_steps, lengths = len(batch.labels) * config.repeats, batch.lengths * config.repeats

@@ -30,6 +30,8 @@ class Config:
     """Speech by eSpeak NG, "synthetic", or the folder of TIMIT."""
     features: Kind = "filterbank"
     """What a network sees of a frame: 123 numbers, or 39."""
+    stack: int = 1
+    """Frames of 10 ms, one after the other, that it sees as one."""
 
     layers: int = 1
     """Layers, all of which the readout sees."""
