@@ -114,6 +114,8 @@ class Config:
 
 OF_LSTM = {"repeats": 1, "tau_readout": None, "rate_penalty": 0.0}
 OF_CTC = {
+    "stack": 3,
+    "dropout": 0.3,
     "tau_readout": None,
     "feedback_decay": 1e-4,
     "clip": 1.0,
@@ -125,9 +127,9 @@ OF_CTC = {
 OF_REFERENCE_LSNN = {"v_th": 0.205, "beta": 0.184, "rate_penalty": 50.0}
 REFERENCE_CTC = {
     **OF_CTC,
+    "stack": 1,
     "rate_penalty": 0.0,
     "layers": 3,
-    "dropout": 0.3,
     "batch_size": 8,
     "epochs": 60,
     "learning_rate": 1e-3,
