@@ -181,7 +181,7 @@ def online(folder, place, batch):
     (traces,) = state.progress.traces.layers[0].synapses["dense"]
     state, _ = learns.run(state, batch)
     np.savez(folder / f"online, {place}.npz", **numbers(state))
-    run = jax.jit(functools.partial(eprop.online._run, learns))
+    run = jax.jit(functools.partial(eprop.stepping.run, learns))
     program = run.lower(state, (*batch, None)).compile()
     return {
         f"online, {place}": travelling(program),

@@ -47,7 +47,7 @@ LEVELS = [
     {"diagnostics", "pieces", "keeping", "optimization", "credit"},
     {"learner_state"},
     {"decisions"},
-    {"acting"},
+    {"acting", "stepping"},
     {"training", "streaming", "online", "rewards"},
     {"rewiring"},
     {""},
@@ -173,14 +173,16 @@ def test_tasks_import_nothing_of_the_engine(module):
 @pytest.mark.parametrize("module", PATHS)
 def test_the_engine_imports_no_tasks_and_no_experiments(module):
     names = set(imported(PATHS[module]))
-    optimising = {"acting", "learner_state", "online", "optimization", "rewards", "training"}
+    optimising = {
+        "acting", "learner_state", "online", "optimization", "rewards", "stepping", "training",
+    }  # fmt: skip
     may = (["optax"] if module in optimising else []) + ["tqdm"] * (module == "training")
     libraries = {"matplotlib", "optax", "tqdm"}.difference(may)
     forbidden = ["eprop.tasks", "experiments", "figures", "tests", *libraries]
     assert not [name for name in names if name.startswith(tuple(forbidden))]
 
 
-OPTIONAL = ("braintrace", "brainstate", "spikingjelly", "torch")
+OPTIONAL = ("braintrace", "brainstate", "nest", "spikingjelly", "torch")
 
 
 def test_what_the_benchmarks_compare_with_is_optional():

@@ -26,7 +26,7 @@ import tyro
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import eprop
-from eprop import online
+from eprop import stepping
 
 from ..runs import RunFolder
 from . import machine, relative_difference, sparse_layer, time_in_turn, travelling
@@ -118,7 +118,7 @@ def measure_parts(config: Config) -> list[dict[str, Any]]:
         with jax.set_mesh(mesh):
             # The first call is given the state whole, the second as the first has left it.
             divided, _ = learner.run(state, (inputs, targets))
-            run = jax.jit(functools.partial(online._run, learner))
+            run = jax.jit(functools.partial(stepping.run, learner))
             compiled = run.lower(divided, (inputs, targets, None)).compile()
         memory: Any = compiled.memory_analysis()
         bits = sum(8 * size for kind, dtype, size in travelling(compiled) if dtype == "u8")
