@@ -85,7 +85,9 @@ def by_synapse(
     if vector.ndim == 3:
         return vector
     seen = synapses.seen(vector)
-    return seen if seen.shape[-1] == 1 else seen[..., port.columns]
+    if seen.shape[-1] == 1:
+        return seen
+    return jnp.repeat(seen, synapses.n_post // seen.shape[-1], axis=-1)[..., port.columns]
 
 
 def step_traces(

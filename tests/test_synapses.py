@@ -38,6 +38,7 @@ KINDS = {
     "valid": eprop.Convolution(kernel(3, 2, 2, 3), (5, 4), padding="VALID"),
     "valid and stride": eprop.Convolution(kernel(2, 2, 1, 3), (5, 6), padding="VALID", stride=3),
     "pooled": eprop.Convolution(kernel(2, 2, 3, 2), (5, 7), pool=2),
+    "same, large and stride": eprop.Convolution(kernel(4, 5, 2, 3), (6, 7), stride=3),
 }
 
 
@@ -46,6 +47,11 @@ def random(*shape):
 
 
 # The contract.
+
+
+def of_each(synapses, seen):
+    """What the synapses of each postsynaptic neuron have `seen`, `[..., fan_in, n_post]`."""
+    return np.repeat(seen, synapses.n_post // seen.shape[-1], axis=-1)
 
 
 @pytest.mark.parametrize("leading", [(), (4,), (2, 3, 4)])
@@ -58,7 +64,7 @@ def test_currents_are_those_of_all_synapses(kind, leading):
     assert currents.shape == (*leading, synapses.n_post)
     assert np.abs(currents).min() > 0 or kind in ("masked and signed", "without autapses")
     seen = synapses.seen(pre.reshape(-1, synapses.n_pre))
-    by_synapse = (seen * synapses.spread(w)[None]).sum(1)
+    by_synapse = (of_each(synapses, seen) * synapses.spread(w)[None]).sum(1)
     assert_close(currents, by_synapse.reshape(currents.shape), TOLERANCE, "currents")
 
 
@@ -81,18 +87,15 @@ def test_traces_are_collected_to_the_gradient(kind):
     synapses = KINDS[kind]
     w, pre, r = synapses.effective(), random(3, 4, synapses.n_pre), random(3, 4, synapses.n_post)
     _, pullback = jax.vjp(lambda w: synapses.currents(w, pre), w)
-    seen = jnp.broadcast_to(
-        jax.vmap(synapses.seen)(pre),
-        (3, 4, len(synapses.spread(w)), synapses.n_post),
-    )
+    seen = of_each(synapses, jax.vmap(synapses.seen)(pre))
     collected = synapses.collect(jnp.einsum("tbfj,tbj->fj", seen, r))
     assert collected.shape == w.shape
     assert_close(collected, pullback(r)[0], TOLERANCE, "gradient")
 
 
 @pytest.mark.parametrize("n_steps", slow_but([13], [12, 13]))
-def test_a_run_of_convolutions_is_one_block_if_it_is_small(n_steps, monkeypatch):
-    """And if it is cut, the gradient is the same."""
+def test_a_run_of_convolutions_in_blocks(n_steps, monkeypatch):
+    """The gradient is that of one block."""
     keys = jax.random.split(jax.random.key(0), 4)
     below = eprop.Convolution(jax.random.normal(keys[0], (3, 3, 1, 4)), (6, 6))
     layers = [
@@ -108,10 +111,9 @@ def test_a_run_of_convolutions_is_one_block_if_it_is_small(n_steps, monkeypatch)
     def gradient():
         return jax.jit(eprop.value_and_grad(loss, eprop.EProp()))(network, inputs, None)
 
-    monkeypatch.setattr(eprop.record, "BLOCK_BYTES", 5 * 8 * 3 * 144)
     assert eprop.record.block_steps(network.layers, n_steps, 3) == n_steps
     _, whole = gradient()
-    monkeypatch.setattr(eprop.record, "CONVOLVED_BYTES", 12 * 8 * 3 * 144 - 1)
+    monkeypatch.setattr(eprop.record, "BLOCK_BYTES", 5 * 8 * 3 * 144)
     assert eprop.record.block_steps(network.layers, n_steps, 3) in (4, 5)
     _, in_blocks = gradient()
     assert min(float(jnp.abs(layer.below.weights).max()) for layer in whole.layers) > 1e-4
@@ -167,7 +169,54 @@ def convolved(synapses, image):
     return result
 
 
-@pytest.mark.parametrize("kind", ["convolution", "stride", "valid", "valid and stride", "pooled"])
+CONVOLUTIONS = [kind for kind, x in KINDS.items() if isinstance(x, eprop.Convolution)]
+
+
+def plainly(synapses, w, pre):
+    """The currents by a convolution of JAX, with JAX's derivatives."""
+    currents = jax.lax.conv_general_dilated(
+        synapses._pooled(pre),
+        w,
+        (synapses.stride, synapses.stride),
+        synapses.padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return currents.reshape(len(pre), -1)
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_derivatives_of_a_convolution(kind):
+    """In both arguments together and by each alone, backwards and forwards, and in a loop."""
+    synapses = KINDS[kind]
+    at = (synapses.effective(), random(4, synapses.n_pre))
+    r = random(4, synapses.n_post)
+    found, pullback = jax.vjp(synapses.currents, *at)
+    expected, plain = jax.vjp(lambda *at: plainly(synapses, *at), *at)
+    assert_close(found, expected, TOLERANCE, "currents")
+    for i, name in enumerate(("w", "pre")):
+        derivative = plain(r)[i]
+        assert float(jnp.abs(derivative).max()) > 0.1
+        assert_close(pullback(r)[i], derivative, TOLERANCE, f"by {name}")
+        assert relative_error(plain(r[::-1])[i], derivative) > 0.1  # of other cotangents
+
+        def alone(x, i=i):
+            return synapses.currents(*(x if i == j else y for j, y in enumerate(at)))
+
+        assert_close(jax.vjp(alone, at[i])[1](r)[0], derivative, TOLERANCE, f"by {name} alone")
+
+        def one_by_one(total, x, alone=alone, i=i):
+            return total + jax.vjp(alone, x[0])[1](x[1])[0], None
+
+        twice = (jnp.stack([at[i]] * 2), jnp.stack([r] * 2))
+        in_loop, _ = jax.lax.scan(one_by_one, jnp.zeros_like(at[i]), twice)
+        assert_close(in_loop, 2 * derivative, TOLERANCE, f"by {name} in a loop")
+    tangents = (random(*at[0].shape), random(*at[1].shape))
+    _, found = jax.jvp(synapses.currents, at, tangents)
+    _, expected = jax.jvp(lambda *at: plainly(synapses, *at), at, tangents)
+    assert_close(found, expected, TOLERANCE, "forwards")
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_convolution_by_hand(kind):
     synapses = KINDS[kind]
     pre = random(2, synapses.n_pre)

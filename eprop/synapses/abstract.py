@@ -37,9 +37,12 @@ class AbstractSynapses(eqx.Module):
         """The currents under presynaptic activity with any leading axes."""
 
     @abstractmethod
-    def seen(self, pre: Float[Array, "batch n_pre"]) -> Float[Array, "batch fan_in _"]:
-        """What each synapse sees: `[batch, fan_in, n_post]`, or `[batch, fan_in, 1]` if the
-        synapses of all postsynaptic neurons see the same.
+    def seen(self, pre: Float[Array, "batch n_pre"]) -> Float[Array, "batch fan_in m"]:
+        """What each synapse sees, `[batch, fan_in, n_post]`.
+
+        Or once where the synapses of several postsynaptic neurons see the same: `[batch, fan_in,
+        m]` if those of the first n_post / m do, those of the next, and so on; `[batch, fan_in, 1]`
+        if those of all do.
         """
 
     @abstractmethod

@@ -1,11 +1,13 @@
 """Synapses that share their weights between positions: a convolution, after pooling."""
 
+import functools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, ArrayLike, Float
 
 from .. import checks
@@ -92,26 +94,21 @@ class Convolution(AbstractSynapses):
 
     def currents(self, w: Array, pre: Array) -> Array:
         image = self._pooled(pre.reshape(-1, self.n_pre))
-        currents = jax.lax.conv_general_dilated(
-            image,
-            w,
-            (self.stride, self.stride),
-            self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        currents = _convolved(w, image, self.stride, self.padding)
         return currents.reshape(*pre.shape[:-1], self.n_post)
 
     def seen(self, pre: Array) -> Array:
-        height, width, c_out = self.shape_out
-        patches = jax.lax.conv_general_dilated_patches(
-            self._pooled(pre),
-            self.weights.shape[:2],
-            (self.stride, self.stride),
-            self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # [batch, height, width, fan_in], the fan_in as (c_in, k_height, k_width)
-        patches = patches.reshape(len(pre), height * width, -1).swapaxes(1, 2)
-        return jnp.repeat(patches, c_out, axis=-1)
+        image = self._pooled(pre)
+        height, width, _ = self.shape_out
+        k_height, k_width, c_in, _ = self.weights.shape
+        if self.padding == "SAME":
+            window, strides = (1, k_height, k_width, 1), (1, self.stride, self.stride, 1)
+            image = jnp.pad(image, jax.lax.padtype_to_pads(image.shape, window, strides, "SAME"))
+        image = image.transpose(0, 3, 1, 2)
+        rows = jnp.stack(_shifted(image, k_height, height, self.stride, axis=2), axis=2)
+        patches = jnp.stack(_shifted(rows, k_width, width, self.stride, axis=4), axis=3)
+        # [batch, c_in, k_height, k_width, height, width]: all channels of a position see the same
+        return patches.reshape(len(pre), c_in * k_height * k_width, height * width)
 
     def spread(self, w: Array) -> Array:
         height, width, c_out = self.shape_out
@@ -125,3 +122,53 @@ class Convolution(AbstractSynapses):
         rows, columns = height // pool, width // pool
         tiles = image[:, : rows * pool, : columns * pool]
         return tiles.reshape(-1, rows, pool, columns, pool, c_in).mean((2, 4))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _convolved(
+    w: Float[Array, "k_height k_width c_in c_out"],
+    image: Float[Array, "batch height width c_in"],
+    stride: int,
+    padding: str,
+) -> Float[Array, "batch _ _ c_out"]:
+    """The convolution, with derivatives that XLA does fast on a processor inside of loops, too.
+
+    There its fast code is for arrays in the order of `of_w` or `of_image` below, and in a loop it
+    doesn't bring others into it. So each derivative, a convolution, is written for its transpose to
+    have that order.
+    """
+    return jax.lax.conv_general_dilated(
+        image, w, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@functools.partial(_convolved.defjvp, symbolic_zeros=True)
+def _convolved_jvp(stride: int, padding: str, primals: Any, tangents: Any) -> Any:
+    (w, image), (d_w, d_image) = primals, tangents
+    strides = (stride, stride)
+    convolved = _convolved(w, image, stride, padding)
+    d_convolved = jnp.zeros_like(convolved)
+    if not isinstance(d_w, SymbolicZero):
+        by_w = jax.lax.conv_general_dilated(
+            image.transpose(3, 1, 2, 0),
+            d_w.transpose(2, 0, 1, 3),
+            strides,
+            padding,
+            dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        )
+        d_convolved += by_w.transpose(2, 0, 1, 3)
+    if not isinstance(d_image, SymbolicZero):
+        d_convolved += jax.lax.conv_general_dilated(
+            d_image,
+            w.swapaxes(2, 3),
+            strides,
+            padding,
+            dimension_numbers=("NHWC", "HWOI", "NHWC"),
+        )
+    return convolved, d_convolved
+
+
+def _shifted(x: Array, size: int, n: int, stride: int, *, axis: int) -> list[Array]:
+    """What is at each of `size` places of a kernel in its `n` positions along an axis."""
+    last = stride * (n - 1) + 1
+    return [jax.lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(size)]
