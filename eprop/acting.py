@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt
@@ -72,24 +73,32 @@ def respond_to(
     return respond(network, neurons, rates, x, learner.rate_penalty, learner.tau_rate)
 
 
-@eqx.filter_jit
+# Programs give back what changes, and no more: JAX would copy the rest, traces and all.
+
+
 def act(learner: Any, state: RewardState, x: Array) -> tuple[RewardState, Array]:
     """See `RewardLearner.act`, whose arguments have been checked; so it is of all here."""
+    changed, actions = _decide(learner, state, x)
+    return state._replace(**changed), actions
+
+
+@eqx.filter_jit
+def _decide(learner: Any, state: RewardState, x: Array) -> tuple[dict[str, Any], Array]:
+    """What changes of the state, and the actions."""
     run = respond_to(learner, state.network, state.neurons, state.rates, x)
     outputs = run.neurons.outputs
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.n_decisions), 0)
     actions = jax.random.categorical(key, outputs[:, : learner.n_actions]).astype(jnp.int32)
     now = Decided(run.blocks, run.penalties, outputs, actions)
-    state = state._replace(
-        neurons=run.neurons,
-        rates=run.rates,
-        decided=written(state.decided, now, state.n_recorded),
-        has_acted=jnp.ones((), bool),
-    )
-    return state, actions
+    changed = {
+        "neurons": run.neurons,
+        "rates": run.rates,
+        "decided": written(state.decided, now, state.n_recorded),
+        "has_acted": jnp.ones((), bool),
+    }
+    return changed, actions
 
 
-@eqx.filter_jit
 def learn(
     learner: Any,
     state: RewardState,
@@ -100,6 +109,29 @@ def learn(
     counts: Array,
 ) -> tuple[RewardState, RewardInfo]:
     """See `RewardLearner.learn`."""
+    changed, info = _record(learner, state, rewards, terminated, truncated, after, counts)
+    state = state._replace(**changed)
+    is_due = state.n_recorded >= learner.update_every
+    if not isinstance(is_due, jax.core.Tracer):  # a branch in a program would copy all traces
+        return state._replace(**_update(learner, state)) if is_due else state, info
+
+    def updated(state: RewardState, _: None) -> tuple[RewardState, None]:
+        return state._replace(**_update(learner, state)), None
+
+    return loops.cond(is_due, updated, lambda state, _: (state, None), state, None)[0], info
+
+
+@eqx.filter_jit
+def _record(
+    learner: Any,
+    state: RewardState,
+    rewards: Array,
+    terminated: Array,
+    truncated: Array,
+    after: Array | None,
+    counts: Array,
+) -> tuple[dict[str, Any], RewardInfo]:
+    """What changes of the state when it is written down what the last actions came to."""
     final_values = jnp.zeros_like(rewards)
     if after is not None and learner.value_weight is not None:
 
@@ -112,33 +144,29 @@ def learn(
     now = Outcome(rewards, terminated, truncated, counts, final_values)
     outputs = state.decided.outputs[state.n_recorded]
     fresh = state.network.init(len(rewards))
-    state = state._replace(
-        neurons=restarted(fresh, state.neurons, now.at_rest_after),
-        outcomes=written(state.outcomes, now, state.n_recorded),
-        n_recorded=state.n_recorded + 1,
-        has_acted=jnp.zeros((), bool),
-        n_decisions=state.n_decisions + jnp.uint32(1),
-    )
-    is_due = state.n_recorded >= learner.update_every
-    state, _ = loops.cond(
-        is_due, lambda x, _: (_update(learner, x), None), lambda x, _: (x, None), state, None
-    )
+    changed = {
+        "neurons": restarted(fresh, state.neurons, now.at_rest_after),
+        "outcomes": written(state.outcomes, now, state.n_recorded),
+        "n_recorded": state.n_recorded + 1,
+        "has_acted": jnp.zeros((), bool),
+        "n_decisions": state.n_decisions + jnp.uint32(1),
+    }
     log_policy = jax.nn.log_softmax(outputs[:, : learner.n_actions])
     entropy = -jnp.sum(jnp.exp(log_policy) * log_policy, axis=-1)
-    return state, RewardInfo(outputs, entropy, state.rates.rates)
+    return changed, RewardInfo(outputs, entropy, state.rates.rates)
 
 
-def _update(learner: Any, state: RewardState) -> RewardState:
-    """The weights after the optimiser's update by the decisions since the last one."""
+@eqx.filter_jit
+def _update(learner: Any, state: RewardState) -> dict[str, Any]:
+    """What changes of the state in an update of the weights by the decisions since the last one."""
     b = state.rule.feedback.matrix(state.network)
     course, gradients = gradients_of(
         learner.goal, state.network, b, state.course, state.decided, state.outcomes, learner.steps
     )
     nothing = jnp.zeros((), state.network.dtype)  # there is no loss to go by
-    return learner_state.updated(learner, state, gradients, nothing)._replace(
-        course=course,
-        n_recorded=jnp.zeros_like(state.n_recorded),
-    )
+    after = learner_state.updated(learner, state, gradients, nothing)
+    changed = {name: getattr(after, name) for name in ("network", "rule", "optimizer")}
+    return {**changed, "course": course, "n_recorded": jnp.zeros_like(state.n_recorded)}
 
 
 @eqx.filter_jit
