@@ -6,6 +6,9 @@
 δ_t is known after the step only and differs by example, so F has a leading axis of examples.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -14,22 +17,27 @@ from .evaluation import Carry, NetworkGradients
 from .layer import Layer
 from .network import Network
 from .signals import LayerGradients
-from .traces import Credit, LayerTraces
+from .synapses import AbstractSynapses
+from .traces import Credit, LayerTraces, share_weights
 
 
 def with_credit(network: Network, carry: Carry) -> Carry:
     """Traces with an F beside them, that of the time before the first step."""
 
-    def of_layer(traces):
-        synapses = {
-            kind: [jnp.zeros_like(port.filtered) for port in ports]
-            for kind, ports in traces.synapses.items()
-        }
+    def of_layer(layer: Layer, traces: LayerTraces) -> LayerTraces:
+        def of_kind(kind: str, synapses: AbstractSynapses) -> Any:
+            if share_weights(synapses):
+                w = jax.eval_shape(synapses.effective)
+                return jnp.zeros((len(traces.spikes), *w.shape), w.dtype)
+            return [jnp.zeros_like(port.filtered) for port in traces.synapses[kind]]
+
+        synapses = {kind: of_kind(kind, synapses) for kind, synapses in layer.synapses.items()}
         readout = jnp.zeros((*traces.spikes.shape, network.n_out), network.dtype)
         return traces._replace(credit=Credit(synapses, readout))
 
     bias = jnp.zeros((len(carry.bias), network.n_out), network.dtype)
-    return Carry(tuple(of_layer(traces) for traces in carry.layers), carry.bias, bias)
+    layers = (of_layer(*pair) for pair in zip(network.layers, carry.layers, strict=True))
+    return Carry(tuple(layers), carry.bias, bias)
 
 
 def paid(network: Network, carry: Carry, factors: Float[Array, " batch"]) -> NetworkGradients:
@@ -38,14 +46,15 @@ def paid(network: Network, carry: Carry, factors: Float[Array, " batch"]) -> Net
     def of_layer(layer: Layer, traces: LayerTraces) -> LayerGradients:
         credit = traces.credit
         assert credit is not None
-        weights = {
-            kind: synapses.collect(
-                jnp.concatenate(
-                    [jnp.einsum("b,bfj->fj", factors, x) for x in credit.synapses[kind]], axis=1
-                )
-            )
-            for kind, synapses in layer.synapses.items()
-        }
+
+        def of_kind(kind: str, synapses: AbstractSynapses) -> Array:
+            found = credit.synapses[kind]
+            if not isinstance(found, list):
+                return jnp.tensordot(factors, found, 1)
+            sums = [jnp.einsum("b,bfj->fj", factors, x) for x in found]
+            return synapses.collect(jnp.concatenate(sums, axis=1))
+
+        weights = {kind: of_kind(kind, synapses) for kind, synapses in layer.synapses.items()}
         constants = collect_constants(layer, jnp.zeros_like(traces.constants.filtered[0]))
         return LayerGradients(weights, constants, jnp.einsum("b,bjk->jk", factors, credit.readout))
 

@@ -41,8 +41,9 @@ class PortTraces(NamedTuple):
 class Credit(NamedTuple):
     """F: learning signals times traces, filtered by γ; each synapse's part in rewards to come."""
 
-    synapses: dict[str, list[Float[Array, "batch fan_in n"]]]
-    """Of the layer's `synapses`, for each port of the neurons."""
+    synapses: dict[str, list[Float[Array, "batch fan_in n"]] | Float[Array, "batch *w"]]
+    """Of the layer's `synapses`, for each port of the neurons; of those that share weights added up
+    for each weight, since a reward is the same for all of an example's."""
     readout: Float[Array, "batch n n_out"]
     """Of the layer's synapses onto the readout."""
 
@@ -115,6 +116,12 @@ def step_traces(
     trace = sum_of_products(jacobians.output, now)
     filtered = kappa * traces.filtered + gain * trace
     return PortTraces(vectors, filtered), trace
+
+
+def share_weights(synapses: AbstractSynapses) -> bool:
+    """Whether there are more synapses than weights."""
+    w = jax.eval_shape(synapses.effective)
+    return jax.eval_shape(synapses.spread, w).size > w.size
 
 
 def sum_of_products(

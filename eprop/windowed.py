@@ -5,6 +5,8 @@ its first step. What leaves it are the old vectors, led through the window by th
 its last hidden variables (unit signals of the reverse pass), and what has arrived in it.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,7 @@ from .traces import (
     LayerTraces,
     PortTraces,
     by_synapse,
+    share_weights,
     sum_of_products,
     sum_over_batch,
 )
@@ -134,10 +137,32 @@ def window_gradients(
             led = led + sum_of_products(factors, [*vectors, past.filtered])
             return arrived(kind, synapses, port, result.unit_currents[on_z + 1], led)
 
-        of_synapses = {
-            kind: [of_port(kind, synapses, *port) for port in enumerate(layer.neurons.ports)]
-            for kind, synapses in layer.synapses.items()
-        }
+        def of_weights(kind: str, synapses: AbstractSynapses) -> Float[Array, "batch *w"]:
+            """Of synapses that share weights: for each weight, without one F for each synapse."""
+            costates, r = result.unit_costates[on_z + 1], result.unit_currents[on_z + 1]
+            seen, of_seen, of_full = [pre[kind]], [r], []
+            for port, past in zip(layer.neurons.ports, traces.synapses[kind], strict=True):
+                factors = layer.neurons.hidden_of(port.population, costates)
+                full = [(on_filtered[:, port.neurons], past.filtered)]
+                for factor, vector in zip(factors, past.vectors, strict=True):
+                    if vector.ndim == 3:
+                        full.append((factor, vector))
+                        continue
+                    seen.append(vector[None])  # as if it were seen in one more step
+                    of_seen.append(jnp.zeros_like(r[:1]).at[0, :, port.columns].set(factor))
+                of_full.append(sum_of_products(*zip(*full, strict=True)))
+            led = jax.vmap(synapses.collect)(jnp.concatenate(of_full, axis=-1))
+            before = old.synapses[kind]
+            assert not isinstance(before, list)
+            led = signal.decay * before + led
+            return led + _by_weight(synapses, jnp.concatenate(seen), jnp.concatenate(of_seen))
+
+        def of_kind(kind: str, synapses: AbstractSynapses) -> Any:
+            if share_weights(synapses):
+                return of_weights(kind, synapses)
+            return [of_port(kind, synapses, *port) for port in enumerate(layer.neurons.ports)]
+
+        of_synapses = {kind: of_kind(kind, synapses) for kind, synapses in layer.synapses.items()}
         led = traces.spikes[:, :, None] * before[:, None]
         led = led + jnp.einsum("tbj,tbk->bjk", spikes.astype(layer.dtype), gain * error)
         return Credit(of_synapses, signal.decay * old.readout + led)
@@ -237,12 +262,44 @@ def _arrived(
     batch, fan_in, width = jax.eval_shape(seen, pre[0]).shape
     if width == 1:
         return jnp.einsum("tbf,tbj->bfj", jax.vmap(seen)(pre)[..., 0], r)
+    n_seen = jax.eval_shape(synapses.seen, pre[0]).shape[-1]
+    if n_seen < width == synapses.n_post:
+
+        def of_example(now: tuple[Array, Array]) -> Float[Array, "fan_in n"]:
+            pre, r = now
+
+            def add(total: Array, now: tuple[Array, Array]) -> tuple[Array, None]:
+                seen_t, r_t = now  # [fan_in, n_seen], [n]
+                each = seen_t[..., None] * r_t.reshape(1, n_seen, -1)
+                return total + each.reshape(total.shape), None
+
+            nothing = jnp.zeros((fan_in, width), r.dtype)
+            return jax.lax.scan(add, nothing, (synapses.seen(pre), r))[0]
+
+        # One example after the other: its sum stays in the cache.
+        return jax.lax.map(of_example, (pre.swapaxes(0, 1), r.swapaxes(0, 1)))
 
     def add(total, now):
         pre_t, r_t = now
         return total + seen(pre_t) * r_t[:, None], None
 
     return jax.lax.scan(add, jnp.zeros((batch, fan_in, width), r.dtype), (pre, r))[0]
+
+
+def _by_weight(
+    synapses: AbstractSynapses,
+    pre: Float[Array, "time batch n_pre"],
+    r: Float[Array, "time batch n_post"],
+) -> Float[Array, "batch *w"]:
+    """Σ_t (what a synapse has seen) · r_t of each example, added up for each weight."""
+    w = jax.eval_shape(synapses.effective)
+
+    def of_example(now: tuple[Array, Array]) -> Array:
+        pre, r = now
+        _, pullback = jax.vjp(lambda w: synapses.currents(w, pre), jnp.zeros(w.shape, w.dtype))
+        return pullback(r)[0]
+
+    return jax.lax.map(of_example, (pre.swapaxes(0, 1), r.swapaxes(0, 1)))
 
 
 def _constants_after(

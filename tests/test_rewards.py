@@ -167,6 +167,13 @@ DRAWN = {
     "convolution and delays": DrawnOptions(
         (LayerOptions(("ALIF",), "convolution", delays="in rec"),), feedback="random"
     ),
+    "convolutions": DrawnOptions(
+        (
+            LayerOptions(("LIF",), "convolution"),
+            LayerOptions(("ALIF", "LIF"), "convolution", "convolution"),
+        ),
+        feedback="random",
+    ),
     "several currents": DrawnOptions((LayerOptions(("LSTM",)),), tau_out=None),
 }
 
