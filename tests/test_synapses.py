@@ -184,11 +184,16 @@ def plainly(synapses, w, pre):
     return currents.reshape(len(pre), -1)
 
 
+@pytest.mark.parametrize("at_a_time", [3, 4])
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
-def test_derivatives_of_a_convolution(kind):
-    """In both arguments together and by each alone, backwards and forwards, and in a loop."""
+def test_derivatives_of_a_convolution(kind, at_a_time, monkeypatch):
+    """In both arguments together and by each alone, backwards and forwards, and in a loop; of all
+    four images at a time, and of three and one.
+    """
     synapses = KINDS[kind]
     at = (synapses.effective(), random(4, synapses.n_pre))
+    of_image = synapses._pooled(at[1]).nbytes // 4
+    monkeypatch.setattr(eprop.synapses.convolution, "IMAGES_BYTES", at_a_time * of_image)
     r = random(4, synapses.n_post)
     found, pullback = jax.vjp(synapses.currents, *at)
     expected, plain = jax.vjp(lambda *at: plainly(synapses, *at), *at)

@@ -14,6 +14,11 @@ from .. import checks
 from .abstract import AbstractSynapses
 
 
+IMAGES_BYTES = 2**18
+"""About how many images are convolved at a time for the derivative by the kernel: what becomes of
+them is to stay in the cache, else it takes several times as long."""
+
+
 class Convolution(AbstractSynapses):
     """A two-dimensional convolution of presynaptic activity, averaged over tiles first.
 
@@ -149,14 +154,19 @@ def _convolved_jvp(stride: int, padding: str, primals: Any, tangents: Any) -> An
     convolved = _convolved(w, image, stride, padding)
     d_convolved = jnp.zeros_like(convolved)
     if not isinstance(d_w, SymbolicZero):
-        by_w = jax.lax.conv_general_dilated(
-            image.transpose(3, 1, 2, 0),
-            d_w.transpose(2, 0, 1, 3),
-            strides,
-            padding,
-            dimension_numbers=("CHWN", "IHWO", "HWNC"),
-        )
-        d_convolved += by_w.transpose(2, 0, 1, 3)
+        d_w = d_w.transpose(2, 0, 1, 3)
+
+        def by_w(image: Float[Array, "height width c_in"]) -> Float[Array, "_ _ c_out"]:
+            return jax.lax.conv_general_dilated(
+                image.transpose(2, 0, 1)[..., None],
+                d_w,
+                strides,
+                padding,
+                dimension_numbers=("CHWN", "IHWO", "HWNC"),
+            )[:, :, 0]
+
+        n_images = max(1, IMAGES_BYTES * len(image) // image.nbytes)
+        d_convolved += jax.lax.map(by_w, image, batch_size=n_images)
     if not isinstance(d_image, SymbolicZero):
         d_convolved += jax.lax.conv_general_dilated(
             d_image,
