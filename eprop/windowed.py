@@ -152,9 +152,9 @@ def window_gradients(
                     of_seen.append(jnp.zeros_like(r[:1]).at[0, :, port.columns].set(factor))
                 of_full.append(sum_of_products(*zip(*full, strict=True)))
             led = jax.vmap(synapses.collect)(jnp.concatenate(of_full, axis=-1))
-            before = old.synapses[kind]
-            assert not isinstance(before, list)
-            led = signal.decay * before + led
+            of_old = old.synapses[kind]
+            assert not isinstance(of_old, list)
+            led = signal.decay * of_old + led
             return led + _by_weight(synapses, jnp.concatenate(seen), jnp.concatenate(of_seen))
 
         def of_kind(kind: str, synapses: AbstractSynapses) -> Any:

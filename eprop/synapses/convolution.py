@@ -13,10 +13,11 @@ from jaxtyping import Array, ArrayLike, Float
 from .. import checks
 from .abstract import AbstractSynapses
 
-
 IMAGES_BYTES = 2**18
-"""About how many images are convolved at a time for the derivative by the kernel: what becomes of
-them is to stay in the cache, else it takes several times as long."""
+"""About how large the images are together that are seen at a time for the derivative by the kernel.
+
+The patches of more don't stay in the cache, and it takes several times as long.
+"""
 
 
 class Convolution(AbstractSynapses):
@@ -136,11 +137,11 @@ def _convolved(
     stride: int,
     padding: str,
 ) -> Float[Array, "batch _ _ c_out"]:
-    """The convolution, with derivatives that XLA does fast on a processor inside of loops, too.
+    """The convolution, with derivatives that are fast inside of loops, too.
 
-    There its fast code is for arrays in the order of `of_w` or `of_image` below, and in a loop it
-    doesn't bring others into it. So each derivative, a convolution, is written for its transpose to
-    have that order.
+    XLA's fast code on a processor is for axes in the order NHWC, HWIO and NHWC. Outside of loops it
+    brings any other into it, inside it doesn't. The transpose of a convolution is one with other
+    axes; so derivatives are written here with those whose transpose has that order.
     """
     return jax.lax.conv_general_dilated(
         image, w, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
