@@ -94,8 +94,8 @@ def test_traces_are_collected_to_the_gradient(kind):
 
 
 @pytest.mark.parametrize("n_steps", slow_but([13], [12, 13]))
-def test_a_run_of_convolutions_in_blocks(n_steps, monkeypatch):
-    """The gradient is that of one block."""
+def test_a_run_of_convolutions_is_one_block_if_it_is_small(n_steps, monkeypatch):
+    """And if it is cut, the gradient is the same."""
     keys = jax.random.split(jax.random.key(0), 4)
     below = eprop.Convolution(jax.random.normal(keys[0], (3, 3, 1, 4)), (6, 6))
     layers = [
@@ -111,9 +111,10 @@ def test_a_run_of_convolutions_in_blocks(n_steps, monkeypatch):
     def gradient():
         return jax.jit(eprop.value_and_grad(loss, eprop.EProp()))(network, inputs, None)
 
+    monkeypatch.setattr(eprop.record, "BLOCK_BYTES", 5 * 8 * 3 * 144)
     assert eprop.record.block_steps(network.layers, n_steps, 3) == n_steps
     _, whole = gradient()
-    monkeypatch.setattr(eprop.record, "BLOCK_BYTES", 5 * 8 * 3 * 144)
+    monkeypatch.setattr(eprop.record, "CONVOLVED_BYTES", 12 * 8 * 3 * 144 - 1)
     assert eprop.record.block_steps(network.layers, n_steps, 3) in (4, 5)
     _, in_blocks = gradient()
     assert min(float(jnp.abs(layer.below.weights).max()) for layer in whole.layers) > 1e-4
