@@ -278,7 +278,7 @@ def in_double(name: str, *arguments: Any) -> Gradients:
     with jax.enable_x64(True):
         double = jax.tree.map(_as_double, arguments)
         found = jax.jit(function)(*double)[1]
-    return tuple(np.asarray(w) for w in (found.w_in, found.w_rec, found.w_out))
+    return np.asarray(found.w_in), np.asarray(found.w_rec), np.asarray(found.w_out)
 
 
 def draw_inputs(name: Name, seed: int) -> tuple[eprop.Network, jax.Array, Any]:
