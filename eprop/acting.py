@@ -99,17 +99,9 @@ def _decide(learner: Any, state: RewardState, x: Array) -> tuple[dict[str, Any],
     return changed, actions
 
 
-def learn(
-    learner: Any,
-    state: RewardState,
-    rewards: Array,
-    terminated: Array,
-    truncated: Array,
-    after: Array | None,
-    counts: Array,
-) -> tuple[RewardState, RewardInfo]:
-    """See `RewardLearner.learn`."""
-    changed, info = _record(learner, state, rewards, terminated, truncated, after, counts)
+def learn(learner: Any, state: RewardState, *happened: Any) -> tuple[RewardState, RewardInfo]:
+    """See `RewardLearner.learn`; what happened is what `_record` takes."""
+    changed, info = _record(learner, state, *happened)
     state = state._replace(**changed)
     is_due = state.n_recorded >= learner.update_every
     if not isinstance(is_due, jax.core.Tracer):  # a branch in a program would copy all traces
