@@ -12,7 +12,7 @@ from experiments import phoneme_baselines as baselines
 from experiments import phonemes as experiment
 from experiments.benchmarks import phoneme_gradient as benchmark
 from experiments.speech import batches, learning, settings
-from experiments.speech.corpus import Corpus, Sentence
+from experiments.speech.corpus import Corpus, Sentence, stacked
 from figures import fig2_phonemes as figure
 from figures import finished
 from tests.test_experiments import assert_drawn, assert_options, help_of
@@ -47,15 +47,23 @@ CORPUS = Corpus(
 )
 
 
+def seen(_data, _features, stack=1):
+    """In place of `corpus.load`."""
+    parts = {
+        name: tuple(stacked(sentence, stack) for sentence in part) for name, part in SETS.items()
+    }
+    return CORPUS._replace(**parts)
+
+
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     for module in (experiment, baselines):
-        monkeypatch.setattr(module, "load", lambda *_: CORPUS)
+        monkeypatch.setattr(module, "load", seen)
 
 
 def small(folder, task="framewise", cell="lsnn", **changes):
     changes = {
-        "n_lif": 4, "n_alif": 4, "n_lstm": 5, "repeats": 2, "batch_size": 4, "n_lengths": 1,
+        "n_lif": 4, "n_alif": 4, "n_lstm": 5, "repeats": 2, "batch_size": 4, "n_lengths": 1, "stack": 1,
         "epochs": 1, "results": folder, "seeds": (3,),
     } | changes  # fmt: skip
     return dataclasses.replace(settings.preset("default", task, cell), **changes)
@@ -70,7 +78,7 @@ TWO_LAYERS = {"layers": 2}
         ("framewise", "lsnn", {"seeds": (0, 3), "epochs": 2}),
         ("framewise", "lstm", {"rule": "bptt", "repeats": 1}),
         ("framewise", "lsnn", {"frozen": True, "bidirectional": False}),
-        ("ctc", "lsnn", TWO_LAYERS | {"feedback": "symmetric", "dropout": 0.3}),
+        ("ctc", "lsnn", TWO_LAYERS | {"stack": 2, "feedback": "symmetric"}),
         ("ctc", "lstm", TWO_LAYERS | {"feedback": "adaptive", "through_layers": True}),
     ],
     ids=["framewise", "lstm", "frozen", "ctc", "ctc lstm"],
