@@ -11,9 +11,9 @@ all games have ended, and cut traces every 100 decisions, where here weights cha
 `update_every` decisions and traces go on. Sizes and time constants, and with "reference" the
 optimiser's and the loss's, are theirs.
 
-This takes days. A run can be interrupted at any time: the same command goes on from the last
-checkpoint, with weights, optimiser and curve, and with games that begin anew: an emulator's state
-is not saved.
+This takes days. A run can be interrupted at any time: the same command, or one with more
+`--decisions`, goes on from the last checkpoint, with weights, optimiser and curve, and with games
+that begin anew: an emulator's state is not saved.
 
 Presets, named first: "default", and "reference", the hyperparameters of the official code.
 """
@@ -110,6 +110,8 @@ class Config:
     """Decisions of each game, so long as they follow upon each other."""
     save_every: int = 500
     """Decisions from one checkpoint to the next."""
+    compared: int = 4
+    """Games in each emulator whose actions are drawn at random, to compare with."""
 
     results: Path = Path("results/atari")
     """Folder of the results."""
@@ -217,6 +219,20 @@ def seen(config: Config, images: np.ndarray) -> np.ndarray:
     return np.broadcast_to(flat, (config.steps, *flat.shape))
 
 
+def scores_at_random(config: Config) -> list[float]:
+    """Of the first games in each emulator, by actions that are all as likely."""
+    games, drawn = make_games(config), np.random.default_rng((config.seed, 0))
+    games.reset(seed=int(drawn.integers(2**30)))
+    scores, ended = np.zeros(config.batch_size), [[] for _ in range(config.batch_size)]
+    while min(map(len, ended)) < config.compared:
+        step = games.step(drawn.choice(config.actions, config.batch_size))
+        scores += step.rewards
+        for i in np.flatnonzero(step.terminated | step.truncated):
+            ended[i].append(float(scores[i]))
+            scores[i] = 0.0
+    return [score for of_one in ended for score in of_one[: config.compared]]
+
+
 LASTING = ("network", "rule", "optimizer", "rates", "n_decisions", "key")
 """What of a learner's state a checkpoint has: not what games are under way."""
 
@@ -288,9 +304,9 @@ def train(config: Config, progress: bool = True) -> tuple[eprop.RewardState, dic
 
 def run(config: Config, progress: bool = True) -> dict[str, Any]:
     """Train, and write what came out into the run's folder; returns the summary."""
-    folder = RunFolder(config.folder, config)
+    folder = RunFolder(config.folder, config, may_change=("decisions", "save_every", "compared"))
     state, so_far = train(config, progress)
-    frames = FRAMES * config.batch_size * config.decisions
+    frames = FRAMES * config.batch_size * int(state.n_decisions)
     scores = [x for _, x in so_far["episodes"]]
     summary = {
         "game": config.game,
@@ -299,6 +315,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
         "episodes": len(scores),
         "first_scores": scores[:50],
         "last_scores": scores[-50:],
+        "scores_at_random": scores_at_random(config),
         "frames_per_second": frames / so_far["seconds"],
         "share_of_emulator": so_far["of_emulator"] / so_far["seconds"],
         "rate_hz": float(state.rates.rates.mean()),
@@ -318,7 +335,7 @@ def main(args: Sequence[str] | None = None) -> None:
         f"{summary['frames']:,} frames of {config.game}, {summary['frames_per_second']:.0f} in a "
         f"second, {100 * summary['share_of_emulator']:.0f} % of the time the emulator's.\n"
         f"{summary['episodes']} games ended; score {first:.1f} in the first 50, {last:.1f} "
-        f"in the last 50.\n"
+        f"in the last 50; {np.mean(summary['scores_at_random']):.1f} by actions at random.\n"
         f"Figure: {figure}"
     )
 

@@ -48,20 +48,22 @@ def configuration(
 class RunFolder:
     """`results/<experiment>/<run>/`."""
 
-    def __init__(self, path: Path, config: Any):
-        """Create the folder, or take up the one of the same configuration."""
+    def __init__(self, path: Path, config: Any, may_change: Sequence[str] = ()):
+        """Create the folder, or take up the one of the same configuration.
+
+        `may_change` names settings that a run may be gone on with in another way, such as how long.
+        """
         self.path = path
         mine = files.as_json(config)
         if (path / "config.json").exists():
             theirs = json.loads((path / "config.json").read_text())
-            changed = files.differences(theirs, mine)
+            changed = files.differences(theirs | {name: mine[name] for name in may_change}, mine)
             if changed:
                 raise SystemExit(
                     f"{path} holds a run of another configuration ({changed}): "
                     f"give this one a name of its own with --run, or remove that folder"
                 )
-        else:
-            files.write_json(path / "config.json", mine)
+        files.write_json(path / "config.json", mine)
 
     def write_json(self, name: str, value: Any) -> None:
         files.write_json(self.path / f"{name}.json", value)

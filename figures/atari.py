@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -26,23 +27,27 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
     """Read the results of runs and draw them; returns the figure's path."""
     runs = [
         (
-            json.loads((folder / "config.json").read_text()),
-            np.array(json.loads((folder / "episodes.json").read_text())).reshape(-1, 2),
+            _read(folder, "config"),
+            np.array(_read(folder, "episodes")).reshape(-1, 2),
+            _read(folder, "summary")["scores_at_random"],
         )
         for folder in folders
     ]
-    games = sorted({config["game"] for config, _ in runs})
+    games = sorted({config["game"] for config, *_ in runs})
     with plotting.style():
         figure = Figure(figsize=(8, 2.8 * len(games)))
         panels = figure.subplots(len(games), 1, squeeze=False)[:, 0]
         for axes, game in zip(panels, games, strict=True):
-            for config, episodes in runs:
+            of_chance: list[float] = []
+            for config, episodes, at_random in runs:
                 if config["game"] == game:
                     millions, scores = 4e-6 * episodes[:, 0], episodes[:, 1]
                     look = LINES[config["learner"]]
                     label = f"{look['label']}, seed {config['seed']}"
                     axes.plot(millions, scores, ".", color=look["color"], markersize=2, alpha=0.3)
                     axes.plot(millions, _averaged(scores), **look | {"label": label})
+                    of_chance += at_random
+            plotting.threshold(axes, float(np.mean(of_chance)), "actions\nat random")
             axes.set(
                 title=f"{game.replace('_', ' ').title()}: games, and means of {WINDOW}",
                 xlabel="frames (millions)",
@@ -51,6 +56,10 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
             axes.legend(loc="upper left", handlelength=4)
         plotting.save(figure, path)
     return path
+
+
+def _read(folder: Path, name: str) -> Any:
+    return json.loads((folder / f"{name}.json").read_text())
 
 
 def _averaged(scores: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.experiment
 
 SMALL = experiment.Config(
     channels=(4, 3), n_lif=4, n_alif=4, v_th=0.1, batch_size=2, update_every=2, decisions=4,
-    save_every=2,
+    save_every=2, compared=1,
 )  # fmt: skip
 
 
@@ -39,18 +39,22 @@ def test_what_is_seen_is_the_last_image():
 def test_a_run_that_is_interrupted_goes_on(learner, tmp_path):
     config = dataclasses.replace(SMALL, results=tmp_path, learner=learner)
     start = experiment.make_learner(config).network
-    experiment.train(dataclasses.replace(config, decisions=2), progress=False)
+    experiment.run(dataclasses.replace(config, decisions=2), progress=False)
     path = config.folder / "checkpoint.eprop"
     assert checkpoints.read_header(path)["metadata"]["episodes"] == []
     summary = experiment.run(config, progress=False)
     assert summary["frames"] == 4 * 2 * 4 and summary["rate_hz"] > 1
     assert 0 < summary["share_of_emulator"] < 1
+    assert len(summary["scores_at_random"]) == 2 and set(summary["first_scores"]) == set()
+    assert all(-21 <= score < -10 for score in summary["scores_at_random"])
     state, _ = experiment.load(path, experiment.make_learner(config).init(2, dtype=float))
     assert int(state.n_decisions) == 4
     for layer, before in zip(state.network.layers, start.layers, strict=True):
         changed = not np.array_equal(layer.below.weights, before.below.weights)
         assert changed == (learner == "random")
     assert not np.array_equal(state.network.w_out, start.w_out)
+    with pytest.raises(SystemExit, match=r"another configuration \(learning_rate = 0.001 there"):
+        experiment.run(dataclasses.replace(config, learning_rate=0.1), progress=False)
 
 
 def test_the_figure(tmp_path):
@@ -59,6 +63,7 @@ def test_the_figure(tmp_path):
         config = dataclasses.replace(SMALL, results=tmp_path, learner=learner)
         folder = experiment.RunFolder(config.folder, config)
         scores = np.random.default_rng(0).integers(-21, 5, 60)
+        folder.write_json("summary", {"scores_at_random": [-21.0, -20.0]})
         folder.write_json("episodes", [[1000 * i, float(x)] for i, x in enumerate(scores)])
         folders.append(config.folder)
     assert_drawn(figure.draw(folders, tmp_path / "figure.png"))

@@ -63,8 +63,8 @@ def few(monkeypatch):
 
 def small(folder, task="framewise", cell="lsnn", **changes):
     changes = {
-        "n_lif": 4, "n_alif": 4, "n_lstm": 5, "repeats": 2, "batch_size": 4, "n_lengths": 1, "stack": 1,
-        "epochs": 1, "results": folder, "seeds": (3,),
+        "n_lif": 4, "n_alif": 4, "n_lstm": 5, "repeats": 2, "batch_size": 4, "n_lengths": 1,
+        "stack": 1, "epochs": 1, "results": folder, "seeds": (3,),
     } | changes  # fmt: skip
     return dataclasses.replace(settings.preset("default", task, cell), **changes)
 
