@@ -46,7 +46,7 @@ class Config:
     """Learning rule."""
     feedback: Literal["random", "symmetric"] = "random"
     """How the readouts' errors reach the neurons (e-prop only)."""
-    seeds: tuple[int, ...] = (11, 12, 13, 14, 15)
+    seeds: tuple[int, ...] = (21, 22, 23, 24, 25)
     """Of the weights, the feedback and the trials: a training for each."""
 
     n_lif: int = 50
@@ -88,7 +88,7 @@ class Config:
     gradient of a policy that is sure is almost zero, whether it is right or not."""
     rate_target_hz: float = 10.0
     """Firing rate that the penalty draws each neuron to, in Hz."""
-    rate_penalty: float = 100.0
+    rate_penalty: float = 20.0
     """Weight of the firing-rate penalty, of squared rates in (spikes/ms)²."""
     iterations: int = 600
     """Updates."""
@@ -129,6 +129,7 @@ PRESETS = {
         learning_rate=5e-3,
         value_weight=0.0,
         entropy_weight=2.0,
+        rate_penalty=100.0,
         iterations=200,
         seeds=(21, 22),
         results=Path("results/evidence_by_reward"),
