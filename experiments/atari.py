@@ -61,6 +61,9 @@ class Config:
     actions: tuple[int, ...] = (0, 3, 4)
     """Those of the game that may be chosen: to stay, and two directions."""
 
+    background: Literal["removed", "kept"] = "removed"
+    """What most of an image shows: "removed", its median is taken from each pixel, so that neurons
+    spike for what is not background; or "kept"."""
     steps: int = 5
     """Steps of the network, of 1 ms, from one decision to the next."""
     channels: tuple[int, int] = (16, 8)
@@ -90,21 +93,25 @@ class Config:
 
     batch_size: int = 16
     """Games side by side."""
+    point: float = 0.1
+    """What a reward of 1 is worth: what the value is to be grows with it."""
     discount: float = 0.99
     """γ, from one decision to the next."""
     update_every: int = 10
     """Decisions from one weight update to the next."""
     learning_rate: float = 1e-3
-    """Adam's."""
+    """Adam's, of the readouts."""
+    learning_rate_below: float = 3e-5
+    """Adam's, of the layers below. Their neurons have up to 2312 synapses, whose steps add up."""
     adam_epsilon: float = 1e-5
     """Adam's ε."""
     value_weight: float = 1.0
     """C_V, of the value's error."""
-    entropy_weight: float = 0.01
+    entropy_weight: float = 0.001
     """c, by which the policy's entropy is rewarded."""
     rate_target_hz: float = 20.0
     """Firing rate that the penalty draws each neuron to, in Hz."""
-    rate_penalty: float = 0.1
+    rate_penalty: float = 10.0
     """Weight of the firing-rate penalty at each step, of squared rates in (spikes/ms)²."""
     decisions: int = 250_000
     """Decisions of each game, so long as they follow upon each other."""
@@ -127,6 +134,9 @@ class Config:
 PRESETS = {
     "default": Config(),
     "reference": Config(
+        background="kept",
+        point=1.0,
+        learning_rate_below=1e-3,
         batch_size=32,
         update_every=100,
         adam_epsilon=1.0,
@@ -175,6 +185,7 @@ def make_network(config: Config) -> eprop.Network:
         ],
         n_out=len(config.actions) + 1,
         tau_out=config.tau_out,
+        readout_bias=np.zeros(len(config.actions) + 1),
         scale_readout=True,
         key=of["d"],
     )
@@ -185,15 +196,19 @@ def make_learner(config: Config) -> eprop.RewardLearner:
     b = jax.random.normal(key_of(config.seed, "feedback"), (network.n, network.n_out))
     rule = make_rule("random", b)
     assert isinstance(rule, eprop.EProp)
-    only_readout = eqx.tree_at(
+    is_readout = eqx.tree_at(
         lambda network: network.readout,
         jax.tree.map(lambda _: False, network),
         jax.tree.map(lambda _: True, network.readout),
     )
+    adam = functools.partial(optax.adam, eps=config.adam_epsilon)
     return eprop.RewardLearner(
         network,
         rule,
-        optax.adam(config.learning_rate, eps=config.adam_epsilon),
+        optax.partition(
+            {True: adam(config.learning_rate), False: adam(config.learning_rate_below)},
+            lambda _: is_readout,
+        ),
         discount=config.discount,
         steps=config.steps,
         update_every=config.update_every,
@@ -201,7 +216,7 @@ def make_learner(config: Config) -> eprop.RewardLearner:
         entropy_weight=config.entropy_weight,
         rate_penalty=eprop.RatePenalty(config.rate_target_hz, config.rate_penalty),
         tau_rate=1000.0,
-        trainable=only_readout if config.learner == "frozen" else eqx.is_inexact_array,
+        trainable=is_readout if config.learner == "frozen" else eqx.is_inexact_array,
     )
 
 
@@ -213,9 +228,11 @@ def make_games(config: Config) -> GymnasiumEnvironments:
 
 def seen(config: Config, images: np.ndarray) -> np.ndarray:
     """Images `[batch, 1, 84, 84]` as they are for all steps of a decision, `[steps, batch, n_in]`,
-    from 0 to 1.
+    from 0 to 1 for black to white; less the image's median, where the background is removed.
     """
     flat = images.reshape(len(images), -1).astype(jnp.result_type(float)) / 255
+    if config.background == "removed":
+        flat -= np.median(flat, axis=1, keepdims=True).astype(flat.dtype)
     return np.broadcast_to(flat, (config.steps, *flat.shape))
 
 
@@ -280,7 +297,7 @@ def train(config: Config, progress: bool = True) -> tuple[eprop.RewardState, dic
         so_far["of_emulator"] += time.perf_counter() - before
         state, info = learner.learn(
             state,
-            step.rewards,
+            config.point * step.rewards,
             step.terminated,
             step.truncated,
             after=seen(config, step.after),

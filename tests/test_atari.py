@@ -30,9 +30,12 @@ def test_what_is_seen_is_the_last_image():
     games = experiment.make_games(SMALL)
     images = games.reset(seed=0)
     assert images.shape == (2, 1, 84, 84) and images.dtype == np.uint8
-    x = experiment.seen(SMALL, images)
-    assert x.shape == (5, 2, 84 * 84) and x.dtype == float
-    np.testing.assert_allclose(x[3].reshape(2, 1, 84, 84) * 255, images, rtol=1e-6)
+    kept = experiment.seen(dataclasses.replace(SMALL, background="kept"), images)
+    assert kept.shape == (5, 2, 84 * 84) and kept.dtype == float
+    np.testing.assert_allclose(kept[3].reshape(2, 1, 84, 84) * 255, images, rtol=1e-6)
+    removed = experiment.seen(SMALL, images)
+    np.testing.assert_allclose(np.ptp(kept[3] - removed[3], axis=1), 0, atol=1e-6)
+    assert np.mean(kept == 0) < 0.1 and np.mean(removed == 0) > 0.7
 
 
 @pytest.mark.parametrize("learner", ["random", "frozen"])
