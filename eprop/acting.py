@@ -155,8 +155,7 @@ def _update(learner: Any, state: RewardState) -> dict[str, Any]:
     course, gradients = gradients_of(
         learner.goal, state.network, b, state.course, state.decided, state.outcomes, learner.steps
     )
-    nothing = jnp.zeros((), state.network.dtype)  # there is no loss to go by
-    after = learner_state.updated(learner, state, gradients, nothing)
+    after = learner_state.updated(learner, state, gradients, value=None)
     changed = {name: getattr(after, name) for name in ("network", "rule", "optimizer")}
     return {**changed, "course": course, "n_recorded": jnp.zeros_like(state.n_recorded)}
 
@@ -168,8 +167,8 @@ def rollout(
     environment: AbstractEnvironment,
     situation: Situation,
     n_decisions: int,
-) -> tuple[RewardState, Situation, Played]:
-    """See `RewardLearner.rollout`."""
+) -> tuple[RewardState, Situation, Played, Bool[Array, ""]]:
+    """See `RewardLearner.rollout`; and whether all that was seen was finite."""
     batch = state.outcomes.rewards.shape[1]
 
     def decision(both: tuple[RewardState, Situation], _: Array):
@@ -196,7 +195,10 @@ def rollout(
             restarted(fresh, found.state, ended), jnp.where(ended[None, :, None], x, found.x)
         )
         played = Played(actions, rewards, found.terminated, found.truncated, info)
-        return (state, situation), played
+        is_finite = jnp.isfinite(found.x).all() & jnp.isfinite(situation.x).all()
+        return (state, situation), (played, is_finite)
 
-    (state, situation), played = loops.scan(decision, (state, situation), jnp.arange(n_decisions))
-    return state, situation, played
+    (state, situation), (played, is_finite) = loops.scan(
+        decision, (state, situation), jnp.arange(n_decisions)
+    )
+    return state, situation, played, is_finite.all()

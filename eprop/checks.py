@@ -145,10 +145,10 @@ def fraction(name: str, value: Any) -> float:
 
 def between(name: str, value: Any, low: float, high: float) -> float:
     """`value` as a float; `ValueError` unless it is one number from `low` to `high`."""
-    checked = np.asarray(parameter(name, value, 1))
-    if checked.ndim or not low <= checked <= high:
+    checked = number(name, value)
+    if not low <= checked <= high:
         raise ValueError(f"{name} = {value} must be one number from {low:g} to {high:g}")
-    return float(checked)
+    return checked
 
 
 def switch(name: str, value: Any) -> bool:

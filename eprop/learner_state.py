@@ -55,7 +55,7 @@ def fitting(state: State, expected: Any, init: Callable[[], State]) -> State:
     )
 
 
-def updated(learner: Any, state: State, gradients: NetworkGradients, value: Array) -> State:
+def updated(learner: Any, state: State, gradients: NetworkGradients, value: Array | None) -> State:
     """With network, rule and optimiser as they are after an update by the gradients."""
     trained = eqx.filter(state.network, learner.trainable)
     kept = jax.tree.map(lambda x: x is not None, trained, is_leaf=lambda x: x is None)
@@ -90,6 +90,6 @@ def checked_penalty(penalty: RatePenalty | None) -> RatePenalty | None:
     """The penalty; `TypeError` or `ValueError` if it is none, or negative."""
     if penalty is not None:
         checks.instance("rate_penalty", penalty, RatePenalty, "RatePenalty(10.0, 1.0)")
-        for name, value in penalty._asdict().items():
-            checks.not_negative(f"rate_penalty.{name}", value)
+        given = penalty._asdict().items()
+        penalty = RatePenalty(*(checks.not_negative(f"rate_penalty.{x}", y) for x, y in given))
     return penalty

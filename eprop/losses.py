@@ -284,16 +284,20 @@ def actor_critic(
     - `mask`: decisions that count, or their weights (all by default): what comes between one
       episode's end and the next one's beginning does not.
     """
-    every = checks.positive_int("every", every)
+    every, outputs = checks.positive_int("every", every), checks.array("outputs", outputs)
+    value_weight = _weight("value_weight", value_weight)
+    entropy_weight = _weight("entropy_weight", entropy_weight)
     rewards = checks.real_array("rewards", rewards, outputs.dtype)
-    n, batch, n_actions = len(rewards), outputs.shape[1], outputs.shape[-1] - 1
-    shape, zero = (n, batch), jnp.zeros((), outputs.dtype)
-    if rewards.shape != shape or len(outputs) not in (n * every, (n + 1) * every) or n == 0:
+    (n, *_), (n_steps, *_) = (*rewards.shape, 0), (*outputs.shape, 0)
+    shape = (n, *outputs.shape[1:2])
+    fits = n_steps in (n * every, (n + 1) * every) and outputs.ndim == 3 and n > 0
+    if rewards.shape != shape or not fits:
         raise ValueError(
             f"rewards have shape {rewards.shape} and outputs {outputs.shape}: with a decision "
             f"after each every = {every} steps give rewards [decision, batch], and outputs of all "
             f"their steps, or of one more decision's"
         )
+    batch, n_actions, zero = shape[1], outputs.shape[-1] - 1, jnp.zeros((), outputs.dtype)
     if n_actions < 1:
         raise ValueError(
             f"outputs of shape {outputs.shape} need two readouts: actions, and a value"
@@ -306,6 +310,8 @@ def actor_critic(
     logits, values = seen[:n, :, :-1], seen[:, :, -1]
     weights = _weights(mask, logits)
     rewards = _finite_where("rewards", rewards, weights)
+    if np.shape(actions) != shape:
+        raise ValueError(f"actions have shape {np.shape(actions)}, but {shape} is needed")
     actions = _labels(actions, logits, weights, "actions")
 
     held = jax.lax.stop_gradient(values)
@@ -323,8 +329,11 @@ def actor_critic(
                 f"outputs of {every} further steps, or next_values"
             )
         following = jnp.concatenate([held[1:], jnp.full_like(held[:1], jnp.nan)])
-    last = jnp.arange(n)[:, None] == n - 1
-    returns = _returns(rewards, terminated, truncated | last, following, _discount(discount))
+    truncated |= jnp.arange(n)[:, None] == n - 1
+    if next_values is not None:
+        looked_at = jnp.where(truncated & ~terminated, weights, jnp.zeros_like(weights))
+        _finite_where("next_values", following, looked_at)
+    returns = _returns(rewards, terminated, truncated, following, _discount(discount))
 
     counts = weights > 0
     log_policy = jax.nn.log_softmax(jnp.where(counts[..., None], logits, zero))
@@ -366,6 +375,10 @@ def _discount(value: Any) -> Any:
     if isinstance(value, jax.core.Tracer):
         return value
     return checks.between("discount", value, 0, 1)
+
+
+def _weight(name: str, value: Any) -> Any:
+    return value if isinstance(value, jax.core.Tracer) else checks.not_negative(name, value)
 
 
 def _finite_where(name: str, array: Array, weights: Array) -> Array:

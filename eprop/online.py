@@ -227,7 +227,7 @@ class OnlineLearner(eqx.Module):
             )
         if not is_sum:
             self._checked(before, now)  # of NaN nothing is the sum
-            return ValueError(NO_SUM_OVER_TIME.format(n=stepping.looked_at(self)))
+            return ValueError(NO_SUM_OVER_TIME.format(n=stepping.window_of(self)))
         assert not is_finite, "something was wrong"
         return self._not_finite(before, now, state, info)
 

@@ -44,17 +44,18 @@ def update(
     state: optax.OptState,
     *,
     trainable: Any,
-    value: Array,
+    value: Array | None,
 ) -> tuple[Network, AbstractRule, optax.OptState]:
     """`(network, rule, state)` after an update by `gradients`.
 
     `value` is the loss's, for an optimiser that goes by it, such as
-    `optax.contrib.reduce_on_plateau`.
+    `optax.contrib.reduce_on_plateau`; `None` where there is none, and such a one raises.
     """
     part: Any = eqx.filter(network, trainable)
     by_value = optax.with_extra_args_support(checked(optimizer))
     with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
-        updates, state = by_value.update(gradients, state, part, value=value)
+        extra = {} if value is None else {"value": value}
+        updates, state = by_value.update(gradients, state, part, **extra)
         network, rule = apply_updates(network, updates, rule)
     return network, rule, state
 

@@ -3,6 +3,7 @@
 The loss is called on each piece and the values are added up, so it must be a sum over time.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -114,22 +115,27 @@ def _differentiate(
 def is_sum_over_time(
     loss: Loss, trajectory: Trajectory, targets: Any, has_aux: bool = False
 ) -> Bool[Array, ""]:
-    """Whether a loss on some steps, two at least, is what it is on their halves together."""
+    """Whether a loss on some steps, two at least, is what it is on parts of them together.
+
+    The parts are the first half, the last step, and what is between, for a mask may leave only a
+    few steps, at the end as a rule: within one part a mean of these is a sum.
+    """
     n_steps = len(trajectory.outputs)
 
-    def on(part: slice) -> Array:
-        seen, known = jax.tree.map(lambda x: x[part], (trajectory, targets))
+    def on(begin: int, end: int) -> Array:
+        seen, known = jax.tree.map(lambda x: x[begin:end], (trajectory, targets))
         return call_loss(loss, seen, known, has_aux)[0]
 
-    whole, halves = on(slice(None)), (on(slice(n_steps // 2)), on(slice(n_steps // 2, None)))
-    scale = jnp.abs(whole) + jnp.abs(halves[0]) + jnp.abs(halves[1])
-    return ~(jnp.abs(whole - halves[0] - halves[1]) > 1e-4 * scale)  # far above float32 rounding
+    whole, ends = on(0, n_steps), sorted({0, n_steps // 2, n_steps - 1, n_steps})
+    parts = jnp.stack([on(*part) for part in itertools.pairwise(ends)])
+    scale = jnp.abs(whole) + jnp.abs(parts).sum()
+    return ~(jnp.abs(whole - parts.sum()) > 1e-4 * scale)  # far above float32 rounding
 
 
 NO_SUM_OVER_TIME = (
-    "the loss is no sum over time: on {n} steps it is not what it is on the first and on the last "
-    "half of them, added up. It is called on one piece after another, so a mean over the steps at "
-    "hand would weigh each by its length, and a penalty on firing rates look at each by itself. "
+    "the loss is no sum over time: on {n} steps it is not what it is on parts of them, added up. "
+    "It is called on one piece after another, so a mean over the steps at hand would weigh each by "
+    "its length, and a penalty on firing rates look at each by itself. "
     "Add up over time, jnp.sum(...); of the functions of eprop.losses say n_steps; for rates use "
     "RatePenalty. Or find the gradient of the whole sequence at once, value_and_grad(loss, EProp())"
 )

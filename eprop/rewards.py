@@ -176,9 +176,11 @@ class RewardLearner(eqx.Module):
         Raises `ValueError` or `TypeError` for a state or x that don't fit, or with NaN in it.
         """
         state, batch = self._fitting(state)
-        if _is_true(state.has_acted):
-            raise ValueError("act was called twice: call learn with what the actions came to")
-        x = self._checked_x("x", x, state, batch)
+        x = _error_if(
+            self._checked_x("x", x, state, batch),
+            state.has_acted,
+            "act was called twice: call learn with what the actions came to",
+        )
         return acting.act(self, state, x)
 
     def learn(
@@ -208,8 +210,6 @@ class RewardLearner(eqx.Module):
         whatever happens.
         """
         state, batch = self._fitting(state)
-        if not isinstance(state.has_acted, jax.core.Tracer) and not state.has_acted:
-            raise ValueError("learn comes after act: there is no action whose reward this could be")
         counts = jnp.ones(batch, bool) if counts is None else counts
         given = {"terminated": terminated, "truncated": truncated, "counts": counts}
         terminated, truncated, counts = (
@@ -222,16 +222,20 @@ class RewardLearner(eqx.Module):
                 f"needed: {(batch,)}"
             )
         heard = checks.finite("rewards", jnp.where(counts, heard, jnp.zeros_like(heard)))
+        heard = _error_if(
+            heard,
+            ~state.has_acted,
+            "learn comes after act: there is no action whose reward this could be",
+        )
         if after is not None:
             after = self._checked_x("after", after, state, batch)
         elif self.value_weight is not None:
-            message = (
+            heard = _error_if(
+                heard,
+                (truncated & ~terminated & counts).any(),
                 "an episode is truncated, so what would have followed has a value: give "
-                "after=x, what the network would have seen"
+                "after=x, what the network would have seen",
             )
-            if _is_true((truncated & ~terminated & counts).any()):
-                raise ValueError(message)
-            heard = eqx.error_if(heard, (truncated & ~terminated & counts).any(), message)
         state_after, info = acting.learn(self, state, heard, terminated, truncated, after, counts)
         return self._settled(state_after), info
 
@@ -260,9 +264,13 @@ class RewardLearner(eqx.Module):
             raise ValueError("act was called: call learn with what the actions came to, first")
         self._checked_x("situation.x", situation.x, state, batch)
         check_rollout(environment, situation, self.n_actions)
-        state, situation, played = acting.rollout(self, state, environment, situation, n_decisions)
+        state, situation, played, is_finite = acting.rollout(
+            self, state, environment, situation, n_decisions
+        )
         if not isinstance(played.rewards, jax.core.Tracer):
             checks.finite("the environment's rewards", played.rewards)
+            if not is_finite:
+                raise ValueError("x of the environment's reset or step holds NaN or infinity")
         return self._settled(state), situation, played
 
     def _part(self, network: Network) -> Any:
@@ -272,12 +280,20 @@ class RewardLearner(eqx.Module):
         """The state, if it is this learner's, and the number of its examples."""
         checks.instance("state", state, RewardState, "learner.init(batch)")
         state = learner_state.fitting(state, self.kinds, self.init)
+        batch = len(state.course.surprise)
         if len(state.outcomes.rewards) != self.update_every:
             raise ValueError(
                 f"the state is of a learner with update_every = {len(state.outcomes.rewards)}, "
                 f"this one's is {self.update_every}"
             )
-        return state, len(state.course.surprise)
+        steps, of_penalty = state.decided.blocks[0].below.shape[2], state.decided.penalties
+        if steps != self.steps or (of_penalty is None) != (self.rate_penalty is None):
+            a, b = ("no" if x is None else "a" for x in (of_penalty, self.rate_penalty))
+            raise ValueError(
+                f"the state is of a learner with steps = {steps} and {a} rate penalty, this one "
+                f"has steps = {self.steps} and {b} rate penalty: write learner.init({batch})"
+            )
+        return state, batch
 
     def _checked_x(self, name: str, x: ArrayLike, state: RewardState, batch: int) -> Array:
         array = checks.sequence(name, x, self.network.n_in, self.network.dtype)
@@ -308,3 +324,12 @@ class RewardLearner(eqx.Module):
 def _is_true(value: Array) -> bool:
     """Whether it is known, and true."""
     return not isinstance(value, jax.core.Tracer) and bool(value)
+
+
+def _error_if(array: Array, wrong: Array, message: str) -> Array:
+    """`array`; `ValueError` if something is wrong. Where that is traced, the error comes when the
+    array is used.
+    """
+    if _is_true(wrong):
+        raise ValueError(message)
+    return eqx.error_if(array, wrong, message) if isinstance(wrong, jax.core.Tracer) else array

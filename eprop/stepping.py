@@ -101,7 +101,7 @@ def run(
     learner: Any, before: LearnerState, now: Any
 ) -> tuple[LearnerState, Info, Bool[Array, "3"]]:
     """The chunk; and whether it began after an update, whether the loss is a sum over time, as far
-    as its first steps show, and whether all is finite that must be.
+    as its first window shows, and whether all is finite that must be.
     """
     state, now = fitting(learner, before, now)
     given, n_steps = before.network.floats(now[0]), len(now[0])
@@ -123,9 +123,7 @@ def run(
 
     is_sum = jnp.ones((), bool)
     if window_of(learner) > 1:
-        inputs, targets, _ = jax.tree.map(lambda x: jnp.asarray(x)[: looked_at(learner)], now)
-        first = forward(state.network, state.progress.network, inputs, None, n_steps=len(inputs))
-        is_sum = is_sum_over_time(learner.loss, first.trajectory, targets, learner.has_aux)
+        is_sum = _is_sum(learner, state, now)
     start, gradients = state._replace(gradients=None), state.gradients
     state, seen = loops.scan(one_update, start, cut(now, learner.update_every))
     state = state._replace(gradients=jax.tree.map(jnp.zeros_like, gradients))
@@ -141,9 +139,16 @@ def window_of(learner: Any) -> int:
     return min(learner.rule.window or learner.update_every, learner.update_every)
 
 
-def looked_at(learner: Any) -> int:
-    """Steps of each chunk on which to see whether the loss is a sum over time."""
-    return min(window_of(learner), 16)
+def _is_sum(learner: Any, state: LearnerState, now: Any) -> Bool[Array, ""]:
+    """Whether the loss is a sum over time on the chunk's first window, its targets and masks.
+
+    The network's first few steps, over and over, are as good as its run.
+    """
+    n, few = window_of(learner), min(window_of(learner), 16)
+    inputs, targets, _ = jax.tree.map(lambda x: jnp.asarray(x)[:n], now)
+    first = forward(state.network, state.progress.network, inputs[:few], None, n_steps=few)
+    trajectory = jax.tree.map(lambda x: x[jnp.arange(n) % few], first.trajectory)
+    return is_sum_over_time(learner.loss, trajectory, targets, learner.has_aux)
 
 
 def fitting(learner: Any, state: LearnerState, now: Any) -> tuple[LearnerState, Any]:

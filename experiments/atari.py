@@ -1,21 +1,25 @@
 """Pong and Fishing Derby, played by a spiking network that learns online from its rewards.
 
 The task of the paper's Figs. 4 and 5, on the Arcade Learning Environment. The network sees a grey
-image of 84 × 84 pixels, the last one alone, through two layers of LIF neurons that are
-convolutions; a layer of LIF and adaptive LIF neurons decides every 4 frames, which are 5 steps of
-the network. Rewards are clipped to -1, 0 and 1. With `--learner frozen` the readouts alone learn.
+image of 84 × 84 pixels, the brighter of the last two frames, through two layers of LIF neurons that
+are convolutions; a layer of LIF and adaptive LIF neurons decides every 4 frames, which are 5 steps
+of the network. Rewards are clipped to -1, 0 and 1. By `--learner frozen` only the readouts learn.
 
 What is here is not the authors' program: their readout also sees the convolutions, which goes
-round the recurrent layer; their penalty of voltages is left out; and they update the weights when
-all games have ended, and cut traces every 100 decisions, where here weights change every
-`update_every` decisions and traces go on. Sizes and time constants, and with "reference" the
-optimiser's and the loss's, are theirs.
+round the recurrent layer; their convolutions have a bias, and a higher pseudo-derivative; their
+penalty of voltages is left out, and that of rates here is of all layers; and they update the
+weights when all games have ended, and cut traces every 100 decisions, where here weights change
+every `update_every` decisions and traces go on. Sizes and time constants are theirs, and with
+"reference" the learning rate, and the weights of the loss's terms for each game.
 
 This takes days. A run can be interrupted at any time: the same command, or one with more
 `--decisions`, goes on from the last checkpoint, with weights, optimiser and curve, and with games
 that begin anew: an emulator's state is not saved.
 
-Presets, named first: "default", and "reference", the hyperparameters of the official code.
+Presets, named first: "default"; and "reference", the hyperparameters of the official code. That
+adds up over its 32 games what is averaged here, so that its Adam's ε of 1 is 1/32 here. Its
+penalty is of mean rates, once for 505 steps, and here at each step of rates over 1000 steps, so
+that its weight of 50 is 50 · 1000 / (505 · 32).
 """
 
 import dataclasses
@@ -44,6 +48,7 @@ key_of = functools.partial(random_key, ("weights", "feedback", "training", "game
 
 SIDE = 84
 """Pixels of the image's sides."""
+ACTIONS = {"pong": (0, 3, 4), "fishing_derby": tuple(range(10))}
 FRAMES = 4
 """From one decision to the next."""
 
@@ -58,8 +63,9 @@ class Config:
     """Random feedback; or frozen, readouts trained alone."""
     seed: int = 0
     """Of the weights, the feedback and the games."""
-    actions: tuple[int, ...] = (0, 3, 4)
-    """Those of the game that may be chosen: to stay, and two directions."""
+    actions: tuple[int, ...] | None = None
+    """Those of the game that may be chosen. By default the authors': of Pong to stay and two
+    directions, (0, 3, 4); of Fishing Derby the first ten."""
 
     background: Literal["removed", "kept"] = "removed"
     """What most of an image shows: "removed", its median is taken from each pixel, so that neurons
@@ -126,6 +132,11 @@ class Config:
     """Name of this run's own folder in it."""
 
     @property
+    def chosen_from(self) -> tuple[int, ...]:
+        """Actions, by the readouts' order."""
+        return ACTIONS[self.game] if self.actions is None else self.actions
+
+    @property
     def folder(self) -> Path:
         names = {"game": self.game, "learner": self.learner, "seed": self.seed}
         return self.results / self.run.format(**names)
@@ -139,9 +150,9 @@ PRESETS = {
         learning_rate_below=1e-3,
         batch_size=32,
         update_every=100,
-        adam_epsilon=1.0,
+        adam_epsilon=1 / 32,
         entropy_weight=0.0025,
-        rate_penalty=50.0,
+        rate_penalty=50 * 1000 / (505 * 32),
         run="reference_{game}_{learner}_seed{seed}",
     ),
 }
@@ -183,9 +194,9 @@ def make_network(config: Config) -> eprop.Network:
             eprop.Layer(lif(n_second), w_in=w_second, w_rec=None),
             eprop.Layer(recurrent, n_in=n_second, key=of["c"]),
         ],
-        n_out=len(config.actions) + 1,
+        n_out=len(config.chosen_from) + 1,
         tau_out=config.tau_out,
-        readout_bias=np.zeros(len(config.actions) + 1),
+        readout_bias=np.zeros(len(config.chosen_from) + 1),
         scale_readout=True,
         key=of["d"],
     )
@@ -242,7 +253,7 @@ def scores_at_random(config: Config) -> list[float]:
     games.reset(seed=int(drawn.integers(2**30)))
     scores, ended = np.zeros(config.batch_size), [[] for _ in range(config.batch_size)]
     while min(map(len, ended)) < config.compared:
-        step = games.step(drawn.choice(config.actions, config.batch_size))
+        step = games.step(drawn.choice(config.chosen_from, config.batch_size))
         scores += step.rewards
         for i in np.flatnonzero(step.terminated | step.truncated):
             ended[i].append(float(scores[i]))
@@ -293,7 +304,7 @@ def train(config: Config, progress: bool = True) -> tuple[eprop.RewardState, dic
     for decision in decisions:
         state, chosen = learner.act(state, seen(config, images))
         before = time.perf_counter()
-        step = games.step(np.asarray(config.actions)[np.asarray(chosen)])
+        step = games.step(np.asarray(config.chosen_from)[np.asarray(chosen)])
         so_far["of_emulator"] += time.perf_counter() - before
         state, info = learner.learn(
             state,

@@ -156,6 +156,24 @@ class TestLossesThatAreNoSum:
         assert_raises(lambda: learner.run(state, (INPUTS, TARGETS)), ValueError, parts)
         assert bits(state) == before
 
+    def test_are_refused_where_the_first_steps_do_not_count(self):
+        def loss(trajectory, now, n_steps=None):
+            return eprop.losses.mean_squared_error(trajectory.outputs, *now, n_steps=n_steps)
+
+        inputs, targets = (np.resize(x, (40, *x.shape[1:])) for x in (INPUTS, TARGETS))
+        chunk = (inputs, (targets, np.repeat([0.0, 1.0], 20)))
+
+        def learner_of(loss):
+            return eprop.OnlineLearner(
+                CASE.network, loss, eprop.EProp(), optax.sgd(1e-3), update_every=40
+            )
+
+        parts = ["no sum over time", "on 40 steps"]
+        learner = learner_of(loss)
+        assert_raises(lambda: learner.run(learner.init(BATCH), chunk), ValueError, parts)
+        learner = learner_of(functools.partial(loss, n_steps=1))
+        learner.run(learner.init(BATCH), chunk)
+
     @pytest.mark.parametrize(("window", "update_every"), [(1, 4), (None, 1)])
     def test_are_taken_step_by_step(self, window, update_every):
         """Where each call is of one step there is nothing to weigh."""

@@ -99,6 +99,14 @@ def test_trained_constants():
         "another update_every": (
             {"state": learner_of(update_every=3).init(B)}, ValueError, ["update_every = 3"]
         ),
+        "another steps": (
+            {"state": learner_of(steps=3).init(B)}, ValueError, ["steps = 3", "steps = 2"]
+        ),
+        "another penalty": (
+            {"state": learner_of(rate_penalty=eprop.RatePenalty()).init(B)},
+            ValueError,
+            ["a rate penalty", "no rate penalty"],
+        ),
         "no time": ({"x": X[0]}, ValueError, ["x has shape (2, 3)"]),
         "steps": ({"x": X[:1]}, ValueError, ["(1, 2, 3)", "(2, 2, 3)"]),
         "batch": ({"x": np.ones((2, 3, 3), bool)}, ValueError, ["(2, 3, 3)"]),
@@ -163,6 +171,34 @@ def test_what_is_traced():
             learn(*given)
 
 
+def test_out_of_turn_where_traced():
+    learner, state = acted()
+    after, _ = learner.learn(state, REWARDS, NO, NO)
+
+    @eqx.filter_jit
+    def act(state):
+        return learner.act(state, X)[1]
+
+    @eqx.filter_jit
+    def learn(state):
+        return learner.learn(state, REWARDS, NO, NO)[0].outcomes
+
+    act(after)
+    learn(state)
+    for step, wrong, words in [(act, state, "act was called twice"), (learn, after, "comes after")]:
+        with pytest.raises(RuntimeError, match=words):
+            step(wrong)
+
+
+def test_optimizers_that_go_by_the_loss():
+    """There is none, so they say what they miss."""
+    plateau = optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau())
+    for optimizer in (plateau, optax.polyak_sgd()):
+        learner = learner_of(optimizer=optimizer, update_every=1)
+        state, _ = learner.act(learner.init(B), X)
+        assert_raises(lambda: learner.learn(state, REWARDS, NO, NO), TypeError, ["'value'"])  # noqa: B023
+
+
 def test_weights_that_are_no_numbers():
     learner = learner_of(optimizer=optax.sgd(np.inf), update_every=1)
     state, _ = learner.act(learner.init(B), X)
@@ -214,6 +250,28 @@ def test_rollout():
     assert_raises(lambda: eprop.environments.reset(3, B, None), TypeError, ["AbstractEnvironment"])
 
 
+class Flicker(Lamp):
+    """It shows NaN for a decision; its state is how many there were."""
+
+    def reset(self, key):
+        return jnp.zeros(()), jnp.zeros((STEPS, N_IN))
+
+    def step(self, state, action, key):
+        no = jnp.zeros((), bool)
+        x = jnp.full((STEPS, N_IN), jnp.where(state == 1, jnp.nan, 0.0))
+        return Transition(state + 1.0, x, jnp.asarray(0.0), no, no)
+
+
+def test_rollout_with_nan():
+    learner = learner_of(update_every=10)
+    state = learner.init(B, dtype=float)
+    situation = eprop.environments.reset(Flicker(), B, jax.random.key(0))
+    learner.rollout(state, Flicker(), situation, 1)
+    assert_raises(
+        lambda: learner.rollout(state, Flicker(), situation, 3), ValueError, ["step holds NaN"]
+    )
+
+
 OUTPUTS = jnp.zeros((4, B, 3))
 DECISIONS = np.zeros((2, B), bool)
 
@@ -223,6 +281,7 @@ DECISIONS = np.zeros((2, B), bool)
         "actions too high": ({"actions": np.full((2, B), 2)}, ValueError, ["actions", "0 to 1"]),
         "actions negative": ({"actions": np.full((2, B), -1)}, ValueError, ["-1 to -1"]),
         "actions' shape": ({"actions": np.zeros((3, B), int)}, ValueError, ["(3, 2)"]),
+        "actions for all": ({"actions": np.zeros(B, int)}, ValueError, ["shape (2,)", "(2, 2)"]),
         "actions as numbers": ({"actions": np.zeros((2, B))}, TypeError, ["integers"]),
         "rewards NaN": ({"rewards": np.full((2, B), np.nan)}, ValueError, ["rewards", "NaN"]),
         "rewards' shape": ({"rewards": np.zeros(2)}, ValueError, ["(2,)"]),
@@ -232,6 +291,17 @@ DECISIONS = np.zeros((2, B), bool)
         "every": ({"every": 3}, ValueError, ["every = 3", "(4, 2, 3)"]),
         "no end": ({"terminated": DECISIONS}, ValueError, ["next_values"]),
         "next_values": ({"next_values": np.zeros(B)}, ValueError, ["next_values have shape (2,)"]),
+        "next_values NaN": (
+            {"next_values": np.full((2, B), np.nan), "terminated": DECISIONS},
+            ValueError,
+            ["next_values", "NaN"],
+        ),
+        "value_weight": ({"value_weight": -1.0}, ValueError, ["value_weight = -1.0"]),
+        "no value_weight": ({"value_weight": None}, TypeError, ["value_weight", "None"]),
+        "entropy_weight": ({"entropy_weight": np.nan}, ValueError, ["entropy_weight = nan"]),
+        "a number": ({"rewards": 1.0}, ValueError, ["rewards have shape ()"]),
+        "outputs": ({"outputs": OUTPUTS[0]}, ValueError, ["outputs (2, 3)"]),
+        "no outputs": ({"outputs": 0.0}, ValueError, ["outputs ()"]),
         "mask": ({"mask": -np.ones(2)}, ValueError, ["mask"]),
         "one readout": ({"outputs": OUTPUTS[..., :1]}, ValueError, ["two readouts"]),
     }
