@@ -55,7 +55,7 @@ def run(
 
 @run.def_fwd
 def _run_forward(perturbed, differentiated, feedback, kept, window):
-    network, start, inputs = differentiated
+    network, start, inputs = _only_once(differentiated)
     feedback.matrix(network)  # its errors come here, before the run
     start_or_rest = _started(network, start, inputs)
     under_way = None if start is None else perturbed[1].layers[0].past
@@ -64,9 +64,9 @@ def _run_forward(perturbed, differentiated, feedback, kept, window):
         response = forward(network, start_or_rest, inputs, kept, n_steps=len(inputs))
         return response[:2], (response.records, of_inputs)
     if start is not None or of_inputs:
-        what = "its inputs" if of_inputs else "the state that it starts from"
+        what = "a network by its inputs" if of_inputs else "a run that goes on from a state"
         raise ValueError(
-            f"window={window} goes forward in time, so it can't differentiate a network by {what}: "
+            f"window={window} goes forward in time from rest, so it can't differentiate {what}: "
             f"write EProp(..., window=None)"
         )
 
@@ -77,6 +77,19 @@ def _run_forward(perturbed, differentiated, feedback, kept, window):
     end, results = scan_blocks(of_window, start_or_rest, cut((inputs, kept), window))
     (records, seen), (rest, last) = results.whole, results.rest or (None, None)
     return (end, join(Blocks(seen, last))), (Blocks(records, rest), of_inputs)
+
+
+@eqx.filter_custom_jvp
+def _only_once(differentiated: Any) -> Any:
+    """The same; where it is differentiated, that would be e-prop's gradient once more."""
+    return differentiated
+
+
+@_only_once.def_jvp
+def _differentiated_once_more(primals, tangents):
+    raise ValueError(
+        "e-prop's gradient has no derivative of its own: for second derivatives use BPTT()"
+    )
 
 
 @run.def_bwd

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from .cells import AbstractCell, hidden_variables
 from .sharding import known_numbers
+from .structure import Field, describe_classes
 
 
 class CommonVector(NamedTuple):
@@ -35,17 +36,20 @@ def common_traces(cell: AbstractCell) -> list[list[CommonVector | None]]:
     """
     leaves, structure = jax.tree.flatten(cell)
     known = tuple(jax.typeof(x) if isinstance(x, jax.Array | np.ndarray) else x for x in leaves)
-    return _common_traces(structure, known, jnp.result_type(float))
+    classes = tuple(describe_classes(cell))
+    return _common_traces(structure, known, classes, jnp.result_type(float))
 
 
 @functools.lru_cache(maxsize=256)
 def _common_traces(
-    structure: Any, known: tuple[Any, ...], default: np.dtype
+    structure: Any, known: tuple[Any, ...], classes: tuple[Field, ...], default: np.dtype
 ) -> list[list[CommonVector | None]]:
     """Of a cell's structure and what is `known` of its leaves, of an array its shape and dtype.
 
-    `default` is the dtype of a number that says nothing of it: with it, constants differ.
+    `classes` are what their methods do, for that may change in a notebook. `default` is the dtype
+    of a number that says nothing of it: with it, constants differ.
     """
+    del classes
     with known_numbers():
         # What is constant does not depend on the arrays: with numbers in their place it is found
         # under `jit`, too, where an operation on a tracer makes a tracer of all that comes with it.

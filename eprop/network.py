@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Shaped
 
-from . import checks
+from . import checkpoints, checks
 from .cells import AbstractCell
 from .compiled import at_once, compiled, is_event_driven, tiled
 from .kernels import readout_drive
@@ -20,6 +20,7 @@ from .readout import Readout
 from .record import Block, all_spikes, block_steps
 from .sequences import Blocks, cut, join, scan_blocks
 from .sharding import EVERYWHERE, EXAMPLES, STEPS, by_shares, everywhere
+from .synapses import Dense, Sparse
 from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, of_one, only
 from .weights import Initializer, random_key
 
@@ -274,6 +275,13 @@ class Network(eqx.Module):
                 f"inputs are of {inputs.shape[1]} examples, but the state is of {batch}: "
                 f"write network.init({inputs.shape[1]})"
             )
+        expected = jax.eval_shape(lambda: self.init(batch))
+        if not _alike(state, expected):
+            raise ValueError(
+                f"the state is of another network: "
+                f"{checkpoints.differences(state, self.init(batch)) or 'its structure differs'}. "
+                f"Write network.init({batch}), or go on from what run returned"
+            )
         return rule.run(network, state, inputs, None)
 
     def init(self, batch: int) -> NetworkState:
@@ -311,9 +319,9 @@ class Network(eqx.Module):
         inputs = checks.sequence("inputs", inputs, self.n_in, self.dtype)
         for i, layer in enumerate(self.layers):
             n_in = self.n_in if i == 0 else self.layers[i - 1].n
-            self._check_synapses(f".layers[{i}].below", layer.below, n_in, layer)
-            if layer.recurrent is not None:
-                self._check_synapses(f".layers[{i}].recurrent", layer.recurrent, layer.n, layer)
+            n_pre = {"below": n_in, "recurrent": layer.n, "bias": 1}
+            for kind, synapses in layer.kinds.items():
+                self._check_synapses(f".layers[{i}].{kind}", synapses, n_pre[kind], layer)
         n_seen = [self.layers[-1].n, self.n]
         if len(self.w_out) not in n_seen or self.w_out.ndim != 2:
             raise ValueError(
@@ -347,7 +355,12 @@ class Network(eqx.Module):
     def _check_synapses(self, path: str, synapses: Any, n_pre: int, layer: Layer) -> None:
         """They may have been replaced, by `equinox.tree_at`, say."""
         name, n_post = self._name(f"{path}.weights"), layer.neurons.n_post
-        checks.float_array(name, synapses.weights, jnp.shape(synapses.weights))
+        shape = jnp.shape(synapses.weights)
+        if isinstance(synapses, Sparse):
+            shape = jnp.shape(synapses.indices)
+        elif isinstance(synapses, Dense) and len(shape) != 2:
+            shape = (n_pre, n_post)
+        checks.float_array(name, synapses.weights, shape)
         if (synapses.n_pre, synapses.n_post) != (n_pre, n_post):
             raise ValueError(
                 f"{name} has shape {synapses.weights.shape} and leads from {synapses.n_pre} "
@@ -494,6 +507,17 @@ def _respond_by_shares(
 
     given = (EVERYWHERE, EXAMPLES, STEPS, STEPS)
     return by_shares(of_share, given, (EXAMPLES, STEPS), network, start, inputs, kept)
+
+
+def _alike(state: NetworkState, expected: Any) -> bool:
+    """Whether they have the same structure, shapes and dtypes."""
+
+    def kind(x):
+        return jnp.shape(x), jnp.result_type(x)
+
+    leaves, structure = jax.tree.flatten(state)
+    others, of_others = jax.tree.flatten(expected)
+    return structure == of_others and list(map(kind, leaves)) == list(map(kind, others))
 
 
 def by_layer(network: Network, of_neurons: Shaped[Array, "n *more"]) -> list[Array]:

@@ -53,6 +53,28 @@ def describe_function(name: str, function: Any) -> list[Field]:
     return walk.fields
 
 
+def describe_classes(x: Any) -> list[Field]:
+    """A dataclass and those in its fields by what their classes define: methods, and attributes.
+
+    Of classes of a user's own; a library's don't change while a program runs.
+    """
+    walk = _Walk(code=True)
+    for cls in type(x).__mro__:
+        if cls.__module__.partition(".")[0] in ("eprop", "equinox", "abc", "builtins"):
+            continue
+        for name, value in vars(cls).items():
+            value = getattr(value, "fget", getattr(value, "__func__", value))
+            if callable(value) or not name.startswith("_"):
+                walk.visit(f"{qualified_name(cls)}.{name}", value, static=True)
+    inside = [getattr(x, field.name, None) for field in dataclasses.fields(x)]
+    of_inside = [describe_classes(child) for child in inside if _is_instance(child)]
+    return sum(of_inside, walk.fields)
+
+
+def _is_instance(x: Any) -> bool:
+    return dataclasses.is_dataclass(x) and not isinstance(x, type)
+
+
 def first_difference(theirs: list[Field], mine: list[Field]) -> str:
     """What differs first, to be read; empty if nothing does."""
     there, here = dict(theirs), dict(mine)
@@ -205,7 +227,7 @@ def _children(x: Any) -> Iterator[tuple[str, Any, bool]]:
     found, structure = jax.tree_util.tree_flatten_with_path(x, is_leaf=lambda y: y is not x)
     is_leaf = len(found) == 1 and found[0][0] == ()
     dynamic = {} if is_leaf else {_key(path): child for path, child in found}
-    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+    if _is_instance(x):
         for field in dataclasses.fields(x):
             if hasattr(x, field.name):
                 yield field.name, getattr(x, field.name), field.name not in dynamic

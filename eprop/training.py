@@ -3,6 +3,7 @@
 import contextlib
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,7 +175,8 @@ def fit(
       in `info`, any pytree, are recorded, and arrays of up to 1000 of them.
     - `state`: what training begins with: any pytree, such as from `init_training`.
     - `batches`: a function `iteration -> batch`; or an iterable, begun anew at each call: of a run
-      that goes on, the batches already used are drawn and dropped.
+      that goes on, the batches already used are drawn and dropped. So a run can't go on with an
+      iterator that was drawn from before, such as a generator.
     - `iterations`: at most so many.
     - `evaluate`: `evaluate(state, iteration) -> numbers by name`, recorded too, and
       `evaluate_every` how many iterations.
@@ -403,6 +405,10 @@ def _native(tree: Any) -> Any:
     return jax.tree.map(checks.native, tree)
 
 
+_drawn: weakref.WeakSet[Iterable[Any]] = weakref.WeakSet()
+"""The iterators that there were batches of."""
+
+
 def _batches(
     batches: Iterable[Any] | Callable[[int], Any], done: int, iterations: int
 ) -> Callable[[int], Any]:
@@ -411,6 +417,14 @@ def _batches(
         return batches
     if not isinstance(batches, Iterable):
         raise TypeError(f"batches = {batches!r} must be iterable, or a function of the iteration")
+    if done and batches in _drawn:
+        raise ValueError(
+            f"batches is an iterator that fit has drawn from before, so iteration {done + 1} would "
+            f"see a later batch than its own: begin it anew, or give a function of the iteration"
+        )
+    if iter(batches) is batches:
+        with contextlib.suppress(TypeError):  # not all can be remembered
+            _drawn.add(batches)
     remaining = enumerate(batches, start=1)
 
     def following(wanted: int) -> Any:

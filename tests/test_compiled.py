@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -65,6 +65,32 @@ class ByALoop(ThreeVariables):
     def output(self, state):
         threshold = jax.lax.fori_loop(0, 2, lambda _, x: x + 0.2, jnp.zeros_like(state.v))
         return eprop.Arctan().spike(state.v - threshold - state.trace)
+
+
+FADING = 0.9
+
+
+class OfAModule(ThreeVariables):
+    """One whose equations depend on what is no field of it."""
+
+    pull: ClassVar[float] = 1.0
+
+    def step(self, state, current, z_tm1):
+        v = FADING * state.v + self.pull * current - 0.5 * z_tm1
+        return ThreeState(v, 0.95 * state.trace + 0.1 * self.output(state), state.gate)
+
+
+class OneForAll(ThreeVariables):
+    """One with a trained number, and what can't be done with a number of each neuron."""
+
+    fading: jax.Array
+
+    def __init__(self, fading):
+        self.n, self.dt, self.fading = N, 1.0, jnp.asarray(fading)
+
+    def step(self, state, current, z_tm1):
+        v = jax.lax.cond(self.fading > 0.5, lambda v: self.fading * v, jnp.zeros_like, state.v)
+        return ThreeState(v + current, 0.95 * state.trace + 0.1 * self.output(state), state.gate)
 
 
 def alif(n=N, **kwargs):
@@ -338,6 +364,8 @@ class TestWhatRunsOnXLA:
         assert "more than 0 or 1" in self.reason(eprop.LSTM(N))
         assert "neither a matrix nor sparse" in self.reason(alif(), w_rec=w_rec)
         assert "the operation" in self.reason(ByALoop(N))
+        assert "not those of each neuron (Pred must be" in self.reason(OneForAll(0.8))
+        assert "division of integers" in self.reason(OneFunction(in_thirds))
         assert isinstance(self.reason(alif()), Neurons)
 
     def test_is_what_it_was(self):
@@ -349,6 +377,14 @@ class TestWhatRunsOnXLA:
         )
         assert_close(slow[0], fast[0], 1e-12)
         assert_close(slow[1].w_rec, fast[1].w_rec, 1e-10)
+
+    def test_trains_a_number(self):
+        gradients = [
+            jax.jit(eprop.grad(loss, rule))(make(OneForAll(0.8)), INPUTS, TARGETS)
+            for rule in (eprop.EProp(window=7), eprop.BPTT(stop_z_gradients=True))
+        ]
+        assert_trees_close(*gradients, 1e-10)
+        assert abs(gradients[0].cell.fading) > 1e-3
 
     def test_no_program_without_kernels(self):
         def text(network):
@@ -492,7 +528,12 @@ ELEMENTWISE = {
     "erf": lambda x: jax.lax.erf(x) + jnp.sinh(x) + jnp.cosh(x),
     "stack": lambda x: jnp.stack([x, 2 * x, 3 * x])[1] + jnp.sum(jnp.stack([x, x])[1:], axis=0),
     "integers": lambda x: x * (x > 0).astype(jnp.int32).astype(x.dtype),
+    "saturated": lambda x: x + 1e-3 * (300 * x).astype(jnp.int8).astype(x.dtype),
 }
+
+
+def in_thirds(x):
+    return jax.lax.div((9 * x).astype(jnp.int32), jnp.int32(3)).astype(x.dtype)
 
 
 class OneFunction(eprop.AbstractCell):
@@ -518,6 +559,23 @@ class OneFunction(eprop.AbstractCell):
 def test_operations(name):
     """Each, and its derivative, is JAX's."""
     check(make(OneFunction(ELEMENTWISE[name])), "whole")
+
+
+def test_what_a_cell_reads_may_change(monkeypatch):
+    """In a notebook, say, where a number is changed and the network made again."""
+    found = []
+    for fading, pull in [(0.9, 1.0), (0.5, 1.0), (0.5, 2.0)]:
+        monkeypatch.setitem(globals(), "FADING", fading)
+        monkeypatch.setattr(OfAModule, "pull", pull)
+        network = make(OfAModule(N))
+        check(network, "whole")
+        gradients = [
+            jax.jit(eprop.grad(loss, rule))(network, INPUTS, TARGETS)
+            for rule in (eprop.EProp(window=7), eprop.BPTT(stop_z_gradients=True))
+        ]
+        assert_trees_close(*gradients, 1e-10)
+        found.append(np.abs(gradients[0].w_in).max())
+    assert len(set(np.round(found, 6))) == 3
 
 
 def test_negative_control(monkeypatch):

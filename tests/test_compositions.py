@@ -4,6 +4,7 @@ The same loss is differentiated twice: with the engine's run, `network(inputs, E
 with the oracle's, of which JAX's autodiff is e-prop.
 """
 
+import contextlib
 import functools
 
 import equinox as eqx
@@ -225,6 +226,33 @@ def test_windows_have_no_gradient_of_inputs():
 
     with pytest.raises(ValueError, match=r"window=3 goes forward in time.*EProp\(..., window=None"):
         jax.grad(loss)(jnp.asarray(INPUTS))
+
+
+def test_windows_have_no_gradient_from_a_state():
+    network, rule = make_network(), eprop.EProp(window=3)
+
+    def loss(network):
+        return sequence_loss(network.run(network.init(INPUTS.shape[1]), INPUTS, rule)[1].outputs)
+
+    with pytest.raises(ValueError, match=r"a run that goes on from a state: write EProp"):
+        eqx.filter_grad(loss)(network)
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+@pytest.mark.parametrize("jit", [jax.jit, lambda function: function])
+def test_there_are_no_second_derivatives(is_compiled, jit):
+    network = make_network()
+    w_in = network.layers[0].below.weights
+
+    def size(w_in, rule):
+        changed = eqx.tree_at(lambda net: net.layers[0].below.weights, network, w_in)
+        gradient = eqx.filter_grad(lambda net: sequence_loss(net(INPUTS, rule).outputs))(changed)
+        return jnp.sum(jnp.square(gradient.layers[0].below.weights))
+
+    with contextlib.nullcontext() if is_compiled else eprop.compiled.without_kernels():
+        assert np.abs(jax.grad(size)(w_in, eprop.BPTT())).max() > 1e-6
+        with pytest.raises(ValueError, match=r"no derivative of its own.*use BPTT\(\)"):
+            jax.grad(jit(lambda w: size(w, eprop.EProp())))(w_in)
 
 
 # Under JAX's transformations.

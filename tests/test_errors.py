@@ -15,6 +15,7 @@ from tests.cases import Options, make_case, slow_but
 from tests.errors import assert_raises, check
 
 NETWORK, INPUTS, TARGETS, LOSS, B = make_case("ALIF", Options(readout_bias=True))
+KEY = jax.random.key(0)
 OUTPUTS = jnp.asarray(TARGETS["outputs"])  # [15, 3, 2]
 SPIKES = jnp.zeros((15, 3, 6))
 NAN = np.where(INPUTS, np.nan, 0.0)
@@ -306,6 +307,61 @@ def test_inputs_of_other_functions(call):
 def test_replaced_weights(name, weight, error, parts):
     changed = eqx.tree_at(lambda net: getattr(net, name), NETWORK, weight)
     assert_raises(lambda: changed(INPUTS), error, parts)
+
+
+@pytest.mark.parametrize("weights", [jnp.ones((1, 5)), jnp.ones((1, 1)), jnp.ones(6)])
+def test_a_replaced_bias(weights):
+    network = eprop.Network(eprop.LIF(6), n_in=3, n_out=2, bias=np.zeros(6), key=KEY)
+    changed = eqx.tree_at(lambda net: net.layers[0].bias.weights, network, weights)
+    parts = ["network.layers[0].bias.weights", str(weights.shape), "(1, 6)"]
+    assert_raises(lambda: changed(INPUTS), ValueError, parts)
+
+
+@pytest.mark.parametrize("fan_in", [1, 3])
+def test_replaced_weights_of_sparse_synapses(fan_in):
+    w_rec = eprop.Sparse.random(6, 6, 2, key=KEY)
+    network = eprop.Network(eprop.LIF(6), n_in=3, n_out=2, w_rec=w_rec, key=KEY)
+    changed = eqx.tree_at(lambda net: net.w_rec, network, jnp.ones((6, fan_in)))
+    parts = ["network.w_rec", f"(6, {fan_in})", "(6, 2)"]
+    assert_raises(lambda: changed(INPUTS), ValueError, parts)
+
+
+@pytest.mark.parametrize("name", ["Dense", "Sparse"])
+def test_synapses_are_final(name):
+    def derive():
+        return type("Positive", (getattr(eprop, name),), {})
+
+    parts = [f"Positive can't be a subclass of {name}", "AbstractSynapses"]
+    assert_raises(derive, TypeError, parts)
+
+
+PLAIN = eprop.Network(eprop.LIF(6), n_in=3, n_out=2, key=KEY)
+REST = PLAIN.init(3)
+
+
+def rest_of(cell, **options):
+    return eprop.Network(cell, n_in=3, n_out=2, key=KEY, **options).init(3)
+
+
+@check(
+    {
+        "none": ((), TypeError, ["state", "network.init"]),
+        "examples": (PLAIN.init(2), ValueError, ["of 3 examples", "is of 2", "network.init(3)"]),
+        "neurons": (rest_of(eprop.LIF(7)), ValueError, ["(3, 7)", "(3, 6)", "network.init(3)"]),
+        "cell": (rest_of(eprop.ALIF(6)), ValueError, ["ALIFState", "another network"]),
+        "readouts": (REST._replace(outputs=jnp.zeros((3, 1))), ValueError, ["outputs", "(3, 1)"]),
+        "layers": (REST._replace(layers=REST.layers * 2), ValueError, ["layers.1"]),
+        "delays": (rest_of(eprop.LIF(6), delay_in=2.0), ValueError, ["layers.0.past"]),
+        "dtype": (
+            REST._replace(outputs=REST.outputs.astype(jnp.float32)), ValueError, ["float32"]
+        ),
+    }
+)  # fmt: skip
+def test_state(given, error, parts):
+    """Programs would take its numbers for what they are not."""
+    PLAIN.run(REST, INPUTS)
+    for run in (PLAIN.run, eqx.filter_jit(PLAIN.run)):
+        assert_raises(lambda run=run: run(given, INPUTS), error, parts)
 
 
 def test_indices_of_neurons():

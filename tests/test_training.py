@@ -227,6 +227,17 @@ class TestGoingOn:
         assert written[0] == written[1]
         assert all(a["seconds"] < b["seconds"] for a, b in itertools.pairwise(again))
 
+    def test_an_iterator_drawn_from_is_refused(self, tmp_path):
+        def begun():
+            return (batch_of(i) for i in itertools.count(1))
+
+        batches = begun()
+        fit(tmp_path, batches=batches, iterations=4)
+        with pytest.raises(ValueError, match=r"iterator that fit has drawn from.* iteration 5 "):
+            fit(tmp_path, batches=batches, iterations=6)
+        state, _ = fit(tmp_path, batches=begun(), iterations=6)
+        assert plain(state) == plain(fit(iterations=6)[0])
+
     def test_a_finished_run_is_left_alone(self, tmp_path, capsys):
         options = {"stop": lambda row: True, "evaluate_every": 4}
         state, rows = fit(tmp_path, **options)

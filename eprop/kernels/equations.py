@@ -11,6 +11,7 @@ import llvmlite.ir as ir
 import numpy as np
 
 from ..cells import AbstractCell
+from ..structure import describe_classes
 from .language import TYPES, Code, Number
 from .scalar import (
     NotTranslatable,
@@ -30,12 +31,16 @@ _kept: dict[Any, Any] = {}
 def kept(
     make: Callable[..., Programs], cells: Sequence[AbstractCell], dtype: Any, **options: Any
 ) -> Programs:
-    """`make(cells, dtype, **options)`, kept for next time: arrays that are trained may differ."""
+    """`make(cells, dtype, **options)`, kept for next time: arrays that are trained may differ.
+
+    What a user's own cell does may change in a notebook: then it is made anew.
+    """
     arrays, rest = eqx.partition(tuple(cells), eqx.is_inexact_array)
     leaves, structure = jax.tree.flatten(rest)
     of_arrays = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(arrays))
     of_numbers = np.dtype(dtype), jax.config.read("jax_enable_x64")
-    key = (make, tuple(options.items()), structure, *of_numbers, of_arrays, *leaves)
+    classes = tuple(field for cell in cells for field in describe_classes(cell))
+    key = (make, tuple(options.items()), structure, *of_numbers, of_arrays, classes, *leaves)
     try:
         hash(key)
     except TypeError:  # of arrays that are not trained
@@ -96,16 +101,16 @@ class Equations:
         leaves = [of((1, self.n), x) for x in self.leaves]
         currents = z if self.n_currents == 1 else of((self.n_currents, 1, self.n))
         given = [of((self.n,)) for _ in self.arrays], leaves, currents, z
-        self.step = jax.make_jaxpr(step)(*given)
+        self.step = _traced(step, *given)[0]
         """`(arrays, state, currents, z_tm1) -> state after the step, z_t`."""
-        self.linearized, (_, pullback) = jax.make_jaxpr(linearized, return_shape=True)(*given)
+        self.linearized, (_, pullback) = _traced(linearized, *given)
         """`(the same) -> state after the step, what its derivative needs of it`."""
         needed, of_pullback = jax.tree.flatten(pullback)
 
         def back(needed, d_hidden, d_z):
             return of_pullback.unflatten(needed)((d_hidden, d_z))
 
-        self.back = jax.make_jaxpr(back)(needed, [z for _ in hidden], z)
+        self.back, _ = _traced(back, needed, [z for _ in hidden], z)
         """`(what it needs, dE/ds_t, dE/dz_t) -> dE/d(arrays), dE/ds_{t-1}, dE/d(currents)`."""
         self._find_tables()
 
@@ -171,6 +176,19 @@ class Equations:
         of_cotangents = values_of(self.back.in_avals[len(needed) :], iter(cotangents))
         results = evaluate(code, self.back, self.n, [*needed, *of_cotangents], table)
         return numbers_of(results, self.back.out_avals)
+
+
+def _traced(function: Callable[..., Any], *given: Any) -> tuple[Any, Any]:
+    """Its jaxpr, and the shapes that it returns.
+
+    A cell may do with a number what can't be done with one for each neuron, which is how a trained
+    number is given here.
+    """
+    try:
+        return jax.make_jaxpr(function, return_shape=True)(*given)
+    except (TypeError, ValueError) as error:
+        first = str(error).partition("\n")[0]
+        raise NotTranslatable(f"equations that are not those of each neuron ({first})") from None
 
 
 class Needed:

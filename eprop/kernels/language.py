@@ -134,12 +134,20 @@ class Number:
         elif to_float:
             write = builder.uitofp if given == BOOL else builder.sitofp
         elif self.is_float:
-            write = builder.fptosi
+            return self._saturated(wanted)
         elif given == BOOL:
             write = builder.zext
         else:
             write = builder.sext if wanted.width > given.width else builder.trunc
         return Number(self.code, write(self.value, wanted))
+
+    def _saturated(self, wanted: ir.IntType) -> "Number":
+        """A float as an integer, towards zero: the nearest there is, and 0 for NaN, as in XLA."""
+        signature = ir.FunctionType(wanted, [self.type])
+        function = self.code.module.declare_intrinsic(
+            "llvm.fptosi.sat", [wanted, self.type], signature
+        )
+        return Number(self.code, self.code.builder.call(function, [self.value]))
 
     def function(self, name: str, *others: "Number") -> "Number":
         """A mathematical function: "exp", "fabs", "sqrt", "pow", ..., as the C library has it."""

@@ -53,6 +53,8 @@ def _quotient(x: Scalar, y: Scalar) -> Scalar:
     """By a constant it is a product with its inverse, which is faster: XLA does so, too."""
     if x.is_float and isinstance(y.value, ir.Constant):
         return x * (y.like(1) / y)
+    if not x.is_float:  # by 0, and by -1 for the least integer, LLVM may do anything
+        raise NotTranslatable("a division of integers")
     return x / y
 
 

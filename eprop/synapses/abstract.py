@@ -18,6 +18,14 @@ from equinox import AbstractVar
 from jaxtyping import Array, Float
 
 
+def final(name: str, subclass: type) -> str:
+    """Why there is no such subclass."""
+    return (
+        f"{subclass.__name__} can't be a subclass of {name}, whose equations are compiled as they "
+        f"are, so that no other methods would be called: derive it from AbstractSynapses"
+    )
+
+
 class AbstractSynapses(eqx.Module):
     """Synapses from `n_pre` presynaptic neurons to `n_post` postsynaptic currents."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from .. import checks
-from .abstract import AbstractSynapses
+from .abstract import AbstractSynapses, final
 
 
 class Dense(AbstractSynapses):
@@ -31,6 +31,9 @@ class Dense(AbstractSynapses):
     mask: Bool[Array, "n_pre n_post"] | None
     signs: Int[Array, " n_pre"] | None
     without_autapses_of: tuple[tuple[int, int], ...] = eqx.field(static=True)
+
+    def __init_subclass__(cls, **_: Any):
+        raise TypeError(final("Dense", cls))
 
     def __init__(
         self,

@@ -1,5 +1,7 @@
 """Synapses from a fixed number of presynaptic neurons to each postsynaptic one."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
 from .. import checks
-from .abstract import AbstractSynapses
+from .abstract import AbstractSynapses, final
 from .dense import presynaptic_signs
 
 
@@ -28,6 +30,9 @@ class Sparse(AbstractSynapses):
     signs: Int[Array, " n_pre"] | None
     n_pre: int = eqx.field(static=True)
     autapses: bool = eqx.field(static=True)
+
+    def __init_subclass__(cls, **_: Any):
+        raise TypeError(final("Sparse", cls))
 
     def __init__(
         self,
