@@ -94,7 +94,7 @@ def _learning(axes: Axes, runs: Sequence[Run]) -> None:
     )
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     plotting.threshold(axes, REQUIRED, f"{REQUIRED:.0%}")
-    axes.legend(loc="lower right", handlelength=4, bbox_to_anchor=(1, 0.12))
+    axes.legend(loc="lower right", handlelength=4, bbox_to_anchor=(1, 0.3))
 
 
 def _test(axes: Axes, runs: Sequence[Run]) -> None:
