@@ -30,7 +30,8 @@ from .evaluation import (
 )
 from .feedback import AbstractFeedback
 from .layer import Layer
-from .network import Kept, Network
+from .network import Network
+from .response import Kept
 from .sequences import Blocks, cut, join, scan_blocks
 from .trajectory import NetworkState, Trajectory
 

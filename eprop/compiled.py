@@ -318,7 +318,7 @@ def at_once(
     inputs: Bool[Array, "time batch n_in"],
     length: int,
 ) -> Response:
-    """`network.respond` where it `is_event_driven`: layer by layer, the record alone in blocks."""
+    """`respond` where it `is_event_driven`: layer by layer, the record alone in blocks."""
     below, drive = inputs, jnp.zeros((*inputs.shape[:2], network.n_out), network.dtype)
     ends, records, layers = [], [], []
     for layer, before, w_out in zip(programs, start.layers, network.readout_weights(), strict=True):

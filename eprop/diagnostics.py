@@ -14,6 +14,7 @@ from . import checks
 from .common_vectors import common_traces
 from .feedback import AbstractFeedback, SymmetricFeedback
 from .network import Network, by_layer
+from .response import respond
 from .rules import Loss, call_loss
 from .sequences import preceding
 from .synapses import AbstractSynapses
@@ -207,8 +208,14 @@ def total_derivative(
     def perturbed(perturbation):
         by_neuron = jnp.moveaxis(perturbation, -1, 0)
         parts = [jnp.moveaxis(x, 0, -1) for x in by_layer(network, by_neuron)]
-        trajectory = network.respond(
-            start, inputs, None, stop_z_gradients=False, as_bytes=False, perturbations=parts
+        trajectory = respond(
+            network,
+            start,
+            inputs,
+            None,
+            stop_z_gradients=False,
+            as_bytes=False,
+            perturbations=parts,
         ).trajectory
         return call_loss(loss, trajectory, targets, has_aux=False)[0]
 

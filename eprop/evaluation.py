@@ -14,10 +14,11 @@ from jaxtyping import Array, Float
 
 from . import reverse, signals
 from .layer import trained_constants
-from .network import Kept, Network, by_layer
+from .network import Network, by_layer
 from .precision import exact_products
 from .record import Block
 from .recursion import step_gradients
+from .response import Kept, respond
 from .reverse import keeps_currents
 from .sequences import Blocks
 from .sharding import BLOCKS, EVERYWHERE, EXAMPLES, STEPS, SUMMED, by_shares, n_shares
@@ -110,8 +111,8 @@ def forward(
     def of_share(network: Network, start: NetworkState, inputs: Array, kept: Kept) -> Response:
         batch = inputs.shape[1]
         keep = [keeps_currents(layer, n_steps, batch) for layer in network.layers]
-        return network.respond(
-            start, inputs, kept, stop_z_gradients=True, as_bytes=True, keep_currents=keep
+        return respond(
+            network, start, inputs, kept, stop_z_gradients=True, as_bytes=True, keep_currents=keep
         )
 
     def found(shares: Response) -> Any:

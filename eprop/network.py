@@ -12,21 +12,12 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, Shaped
 
 from . import checkpoints, checks
 from .cells import AbstractCell
-from .compiled import at_once, compiled, is_event_driven, tiled
-from .kernels import readout_drive
 from .layer import Layer
-from .precision import exact_products
 from .readout import Readout
-from .record import Block, all_spikes, block_steps
-from .sequences import Blocks, cut, join, scan_blocks
-from .sharding import EVERYWHERE, EXAMPLES, STEPS, by_shares, everywhere
+from .response import Kept, plain_run
 from .synapses import Dense, Sparse
-from .trajectory import LayerTrajectory, NetworkState, Response, Trajectory, of_one, only
+from .trajectory import NetworkState, Trajectory, only
 from .weights import Initializer, random_key
-
-Kept = tuple[Array | None, ...] | None
-"""For each layer what dropout leaves of what it receives, booleans `[time, batch, n_in]`; `None`
-where it leaves all."""
 
 
 class AbstractRule(eqx.Module):
@@ -74,7 +65,7 @@ class BPTT(AbstractRule):
 
     def run(self, network, start, inputs, kept):
         start = network.init(inputs.shape[1]) if start is None else start
-        return _respond(network, start, inputs, kept, self.stop_z_gradients)
+        return plain_run(network, start, inputs, kept, self.stop_z_gradients)
 
     def after_update(self, network, updates):
         return eqx.apply_updates(network, updates), self
@@ -389,124 +380,6 @@ class Network(eqx.Module):
         if len(self.readout.weights) == self.n:
             return by_layer(self, self.readout.weights)
         return [None] * (len(self.layers) - 1) + [self.readout.weights]
-
-    @exact_products
-    def respond(
-        self,
-        start: NetworkState,
-        inputs: Shaped[Array, "time batch n_in"],
-        kept: Kept,
-        *,
-        stop_z_gradients: bool,
-        as_bytes: bool,
-        keep_currents: Sequence[bool] | None = None,
-        perturbations: Sequence[Array] | None = None,
-    ) -> Response:
-        """The run itself, block by block.
-
-        With `stop_z_gradients` the gradient of z is stopped wherever it passes from one neuron to
-        another. With `as_bytes` no gradient passes through spikes at all, and those of spiking
-        layers take a byte each. `keep_currents` says for each layer whether I_t is kept;
-        `perturbations` are those of `Layer.unroll`.
-        """
-        w = [layer.effective() for layer in self.layers]
-        tiles = [tiled(layer, len(inputs)) if as_bytes else None for layer in self.layers]
-        for_gpu = any(x is not None for x in tiles)
-        length = block_steps(self.layers, *inputs.shape[:2], for_gpu=for_gpu)
-        fast = [compiled(layer, len(inputs)) if as_bytes else None for layer in self.layers]
-        if is_event_driven(fast, inputs, kept):
-            return at_once(self, fast, start, inputs, length)
-        keep_currents = keep_currents or [False] * len(self.layers)
-
-        def of_block(state: NetworkState, now: tuple[Array, Kept, Sequence[Array] | None]):
-            below, kept, perturbations = now
-            drive = jnp.zeros((*below.shape[:2], self.n_out), self.dtype)
-            ends, blocks, states = [], [], []
-            for i, (layer, w_out) in enumerate(
-                zip(self.layers, self.readout_weights(), strict=True)
-            ):
-                received, start = self.received(i, below, kept), state.layers[i]
-                programs, on_gpu = fast[i], tiles[i]
-                if programs is not None:
-                    run, _ = programs.unroll(start, received, w[i], len(received))
-                    spikes = run.spikes
-                    if w_out is not None:
-                        drive = readout_drive(spikes, w_out, drive)
-                else:
-                    if on_gpu is not None:
-                        run = on_gpu.unroll(start, received, w[i])
-                    else:
-                        run = layer.unroll(
-                            start,
-                            received,
-                            w[i],
-                            stop_z_gradients=stop_z_gradients or as_bytes,
-                            perturbation=None if perturbations is None else perturbations[i],
-                        )
-                    spikes = run.spikes > 0 if as_bytes and layer.neurons.spiking else run.spikes
-                    if w_out is not None:
-                        drive = drive + run.spikes @ w_out
-                currents = run.currents if keep_currents[i] else None
-                ends.append(run.end)
-                blocks.append(Block(start, received, spikes, currents))
-                states.append(of_one(run.states))
-                below = jax.lax.stop_gradient(spikes) if stop_z_gradients else spikes
-                if layer is not self.layers[-1]:
-                    below = everywhere(below, is_binary=spikes.dtype == bool)
-            outputs = self.readout(drive, state.outputs)
-            return NetworkState(tuple(ends), outputs[-1]), (tuple(blocks), (outputs, states))
-
-        end, results = scan_blocks(of_block, start, cut((inputs, kept, perturbations), length))
-        (whole, seen), (rest, last) = results.whole, results.rest or (None, None)
-        outputs, states = join(Blocks(seen, last))
-        records = tuple(
-            Blocks(of_layer, None if rest is None else rest[i]) for i, of_layer in enumerate(whole)
-        )
-        layers = tuple(
-            LayerTrajectory(all_spikes(of_layer).astype(self.dtype), of_states)
-            for of_layer, of_states in zip(records, states, strict=True)
-        )
-        return Response(end, Trajectory(outputs, layers), records)
-
-
-@eqx.filter_custom_jvp
-def _respond(
-    network: Network,
-    start: NetworkState,
-    inputs: Array,
-    kept: Kept,
-    stop_z_gradients: bool,
-) -> tuple[NetworkState, Trajectory]:
-    """The plain run: where nothing is differentiated, spikes wait as one byte each."""
-    return _respond_by_shares(network, start, inputs, kept, stop_z_gradients, as_bytes=True)
-
-
-@_respond.def_jvp
-def _respond_jvp(primals, tangents):
-    """What is differentiated keeps its spikes as numbers: a boolean carries no gradient."""
-    kept, stop_z_gradients = primals[3:]
-
-    def respond(network, start, inputs):
-        return _respond_by_shares(network, start, inputs, kept, stop_z_gradients, as_bytes=False)
-
-    return eqx.filter_jvp(respond, primals[:3], tangents[:3])
-
-
-def _respond_by_shares(
-    network: Network,
-    start: NetworkState,
-    inputs: Array,
-    kept: Kept,
-    stop_z_gradients: bool,
-    as_bytes: bool,
-) -> tuple[NetworkState, Trajectory]:
-    def of_share(network, start, inputs, kept):
-        return network.respond(
-            start, inputs, kept, stop_z_gradients=stop_z_gradients, as_bytes=as_bytes
-        )[:2]
-
-    given = (EVERYWHERE, EXAMPLES, STEPS, STEPS)
-    return by_shares(of_share, given, (EXAMPLES, STEPS), network, start, inputs, kept)
 
 
 def _alike(state: NetworkState, expected: Any) -> bool:
