@@ -405,8 +405,8 @@ def _native(tree: Any) -> Any:
     return jax.tree.map(checks.native, tree)
 
 
-_drawn: weakref.WeakSet[Iterable[Any]] = weakref.WeakSet()
-"""The iterators that there were batches of."""
+_drawn: list[weakref.ref[Iterator[Any]]] = []
+"""The iterators that there were batches of, as long as there are such."""
 
 
 def _batches(
@@ -417,17 +417,19 @@ def _batches(
         return batches
     if not isinstance(batches, Iterable):
         raise TypeError(f"batches = {batches!r} must be iterable, or a function of the iteration")
-    if done and batches in _drawn:
-        raise ValueError(
-            f"batches is an iterator that fit has drawn from before, so iteration {done + 1} would "
-            f"see a later batch than its own: begin it anew, or give a function of the iteration"
-        )
-    if iter(batches) is batches:
+    is_used = done > 0 and any(batches is used() for used in _drawn)
+    if isinstance(batches, Iterator):
         with contextlib.suppress(TypeError):  # not all can be remembered
-            _drawn.add(batches)
+            _drawn.append(weakref.ref(batches, _drawn.remove))
     remaining = enumerate(batches, start=1)
 
     def following(wanted: int) -> Any:
+        if is_used:
+            raise ValueError(
+                f"batches is an iterator that fit has drawn from before, so iteration {done + 1} "
+                f"would see a later batch than its own: begin it anew, or give a function of the "
+                f"iteration"
+            )
         for number, batch in remaining:
             if number == wanted:
                 return batch

@@ -235,6 +235,7 @@ class TestGoingOn:
         fit(tmp_path, batches=batches, iterations=4)
         with pytest.raises(ValueError, match=r"iterator that fit has drawn from.* iteration 5 "):
             fit(tmp_path, batches=batches, iterations=6)
+        fit(tmp_path, batches=batches, iterations=4)  # finished
         state, _ = fit(tmp_path, batches=begun(), iterations=6)
         assert plain(state) == plain(fit(iterations=6)[0])
 
