@@ -47,7 +47,8 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
                     axes.plot(millions, scores, ".", color=look["color"], markersize=2, alpha=0.3)
                     axes.plot(millions, _averaged(scores), **look | {"label": label})
                     of_chance += at_random
-            plotting.threshold(axes, float(np.mean(of_chance)), "actions\nat random")
+            at_random = {"color": "0.5", "linewidth": 0.8, "label": "actions at random"}
+            axes.axhline(float(np.mean(of_chance)), linestyle=(0, (2, 2)), **at_random)
             axes.set(
                 title=f"{game.replace('_', ' ').title()}: games, and means of {WINDOW}",
                 xlabel="frames (millions)",
