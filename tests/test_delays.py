@@ -222,7 +222,7 @@ def test_delay_of_inputs_is_a_shift():
 def test_blocks_hand_on_what_is_under_way(monkeypatch):
     """A long sequence is worked through in blocks: here of one step, shorter than the delays."""
     case, value, expected = delayed_case()
-    monkeypatch.setattr(eprop.network, "block_steps", lambda *_, **__: 1)
+    monkeypatch.setattr(eprop.response, "block_steps", lambda *_, **__: 1)
     for rule in (AUTODIFF, eprop.EProp()):
         actual_value, actual = case.value_and_grad(rule)
         assert_close(actual_value, value, TOLERANCE, "loss")

@@ -147,7 +147,7 @@ def test_nor_does_a_window():
 def test_memory_of_one_block(monkeypatch):
     """Negative control: what it would be, the cotangents of all currents at the least."""
     in_blocks = compiled_bytes(eprop.EProp(), 499)
-    monkeypatch.setattr(eprop.network, "block_steps", lambda layers, n_steps, batch, **_: n_steps)
+    monkeypatch.setattr(eprop.response, "block_steps", lambda layers, n_steps, batch, **_: n_steps)
     cotangents = 499 * 64 * 300 * 8
     assert in_blocks < cotangents < compiled_bytes(eprop.EProp(), 499)
 
@@ -156,7 +156,7 @@ def test_memory_of_one_block_without_kernels(monkeypatch):
     with without_kernels():
         in_blocks = compiled_bytes(eprop.EProp(), 499)
         monkeypatch.setattr(
-            eprop.network, "block_steps", lambda layers, n_steps, batch, **_: n_steps
+            eprop.response, "block_steps", lambda layers, n_steps, batch, **_: n_steps
         )
         assert compiled_bytes(eprop.EProp(), 499) > 4 * in_blocks
 
