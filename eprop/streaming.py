@@ -108,8 +108,6 @@ def stream_value_and_grad(
                 batch = now[0].shape[1]
                 zero = jnp.zeros((), network.dtype)
                 sums = Sums(init_progress(network, batch), zero, zero_gradients(network))
-                after = eqx.filter_eval_shape(advance, network, now, sums)[0]
-                sums = sums._replace(value=zero.astype(after.value.dtype))  # the loss's own
                 sums = jax.tree.map(jnp.copy, sums)  # each its own memory, to be given away
                 if not fits(network, sums.progress, _repeated(now, several)):
                     raise ValueError(NO_SUM_OVER_TIME.format(n=several))

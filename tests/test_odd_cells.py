@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 import eprop
 import eprop.record
+import eprop.response
 from eprop.compiled import programs, without_kernels
 from tests.cases import slow_but
 
