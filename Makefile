@@ -37,7 +37,7 @@ check: lint  ## While at work, in a minute: lint, and the tests that see most fo
 optimized: setup  ## Test numbers and bits of programs that are compiled as a user has them
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n $(WORKERS) \
 		tests/test_golden.py tests/test_delayed_network.py tests/test_compiled.py::test_cells \
-		tests/test_compiled.py::TestEvents $(ARGS)
+		tests/test_kernels.py::TestEvents $(ARGS)
 
 lint: setup  ## Check style, format and types
 	$(BIN)/ruff check .
