@@ -471,6 +471,7 @@ def test_wrong_synapses_and_delays_are_seen(of_layer, monkeypatch):
     from eprop import compiled, event_synapses
 
     if of_layer == "sparse":
+        wiring = event_synapses.wiring
         monkeypatch.setattr(event_synapses, "wiring", lambda at, n: wiring((at + 1) % n, n))
     else:
         delayed = compiled.delayed
