@@ -69,7 +69,8 @@ def stream_value_and_grad(
         progress, piece = evaluate_piece(
             loss, rule, network, sums.progress, inputs, targets, sums.gradients, has_aux
         )
-        return Sums(progress, sums.value + piece.value, piece.gradients), piece.aux
+        before = sums.value.astype(piece.value.dtype)  # of the loss, which may be a wider one
+        return Sums(progress, before + piece.value, piece.gradients), piece.aux
 
     @eqx.filter_jit(donate="all-except-first")
     def whole_window(given: tuple[Network, Any], sums: Sums) -> tuple[Sums, Any]:
@@ -86,8 +87,9 @@ def stream_value_and_grad(
             return sums, jax.tree.map(jnp.add, aux, here)
 
         one = jax.tree.map(lambda x: x[:1], padded)
-        aux = eqx.filter_eval_shape(advance, network, one, sums)[1]
+        of_one, aux = eqx.filter_eval_shape(advance, network, one, sums)
         aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux)
+        sums = sums._replace(value=sums.value.astype(of_one.value.dtype))
         return jax.lax.fori_loop(0, n_steps, step, (sums, aux))
 
     @eqx.filter_jit

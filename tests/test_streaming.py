@@ -123,6 +123,23 @@ class TestStreams:
         expected = [spikes[i : i + 60].sum(0) for i in (0, 60, 120)]
         np.testing.assert_array_equal(n_spikes, expected)
 
+    @pytest.mark.parametrize("n_steps", [7, 8, 11])
+    def test_loss_of_a_wider_type(self, n_steps):
+        """Less than a window, one, and one and a part: its value stays what it is."""
+        network = eprop.Network(eprop.LIF(6, v_th=1.0), n_in=3, n_out=1, key=jax.random.key(0))
+        network = jax.tree.map(lambda w: w.astype(jnp.float32), network)
+        inputs, targets = jnp.ones((n_steps, 2, 3), jnp.float32), np.full((n_steps, 2, 1), 0.1)
+
+        def loss(trajectory, targets):
+            return jnp.sum((trajectory.outputs.astype(jnp.float64) - targets) ** 2)
+
+        evaluate = eprop.stream_value_and_grad(loss, eprop.EProp(window=8))
+        value, gradients = evaluate(network, [(inputs, targets)])
+        expected = eprop.value_and_grad(loss, eprop.EProp())(network, inputs, targets)
+        assert value.dtype == jnp.float64 and gradients.w_rec.dtype == jnp.float32
+        assert_alive(network, inputs, gradients)
+        assert_one_gradient((value, gradients), expected, 1e-5, "of float64")
+
     def test_trainable(self):
         case, _, expected = long_case("ALIF")
         only_w_rec = jax.tree.map(lambda x: x is case.network.w_rec, case.network)
