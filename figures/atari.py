@@ -54,7 +54,7 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
                 xlabel="frames (millions)",
                 ylabel="score",
             )
-            axes.legend(loc="upper left", handlelength=4)
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=4)
         plotting.save(figure, path)
     return path
 
