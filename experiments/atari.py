@@ -41,7 +41,7 @@ import eprop
 from eprop.environments import GymnasiumEnvironments
 from figures.atari import draw
 
-from .learners import make_rule
+from .learners import make_rule, only_readout
 from .runs import RunFolder, configuration, random_key, resumable
 
 key_of = functools.partial(random_key, ("weights", "feedback", "training", "games"))
@@ -207,11 +207,7 @@ def make_learner(config: Config) -> eprop.RewardLearner:
     b = jax.random.normal(key_of(config.seed, "feedback"), (network.n, network.n_out))
     rule = make_rule("random", b)
     assert isinstance(rule, eprop.EProp)
-    is_readout = eqx.tree_at(
-        lambda network: network.readout,
-        jax.tree.map(lambda _: False, network),
-        jax.tree.map(lambda _: True, network.readout),
-    )
+    is_readout = only_readout(network)
     adam = functools.partial(optax.adam, eps=config.adam_epsilon)
     return eprop.RewardLearner(
         network,

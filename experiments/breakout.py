@@ -31,7 +31,7 @@ from eprop.learner_state import restarted
 from figures.breakout import draw
 
 from . import rollouts
-from .learners import make_rule
+from .learners import make_rule, only_readout
 from .runs import RunFolder, random_key, resumable
 
 key_of = functools.partial(random_key, ("weights", "feedback", "training", "games", "test"))
@@ -154,10 +154,6 @@ def make_learner(config: Config, seed: int) -> eprop.RewardLearner:
     b = jax.random.normal(key_of(seed, "feedback"), (n, network.n_out))
     rule = make_rule(feedback, b)
     assert isinstance(rule, eprop.EProp)
-    readout = jax.tree.map(lambda _: True, network.readout)
-    only_readout = eqx.tree_at(
-        lambda network: network.readout, jax.tree.map(lambda _: False, network), readout
-    )
     n_updates = config.iterations * config.decisions // config.update_every
     return eprop.RewardLearner(
         network,
@@ -170,7 +166,7 @@ def make_learner(config: Config, seed: int) -> eprop.RewardLearner:
         entropy_weight=config.entropy_weight,
         rate_penalty=eprop.RatePenalty(config.rate_target_hz, config.rate_penalty),
         tau_rate=1000.0,
-        trainable=only_readout if config.learner == "frozen" else eqx.is_inexact_array,
+        trainable=only_readout(network) if config.learner == "frozen" else eqx.is_inexact_array,
     )
 
 

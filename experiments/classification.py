@@ -1,4 +1,4 @@
-"""What the experiments that classify spike sequences have in common: keys, accuracy, training."""
+"""What the experiments that classify have in common: keys, accuracy, training, a baseline."""
 
 import functools
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
@@ -51,3 +52,45 @@ def train(
         save_every=config.check_every,
         progress=progress,
     )
+
+
+def linear_accuracy(
+    learned: tuple[Float[Array, "n n_in"], Int[Array, " n"]],
+    tested: tuple[Float[Array, "m n_in"], Int[Array, " m"]],
+    *,
+    n_classes: int,
+    epochs: int = 20,
+    batch_size: int = 250,
+) -> float:
+    """Of softmax regression by Adam, on the second set: a baseline, without a hidden layer."""
+    examples, labels = learned
+    batch_size = min(batch_size, len(labels))
+    n_batches = len(labels) // batch_size
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, epochs * n_batches))
+
+    def logits(parameters, examples):
+        w, b = parameters
+        return examples @ w + b[None]
+
+    def loss(parameters, examples, labels):
+        found = logits(parameters, examples)
+        return optax.softmax_cross_entropy_with_integer_labels(found, labels).mean()
+
+    def update(carry, chosen):
+        parameters, state = carry
+        gradients = jax.grad(loss)(parameters, examples[chosen], labels[chosen])
+        with jax.numpy_dtype_promotion("standard"):  # iterations are counted in integers
+            updates, state = optimizer.update(gradients, state)
+        return (optax.apply_updates(parameters, updates), state), None
+
+    @jax.jit
+    def epoch(carry, key):
+        order = jax.random.permutation(key, len(labels))[: n_batches * batch_size]
+        return jax.lax.scan(update, carry, order.reshape(n_batches, batch_size))[0]
+
+    weights = jnp.zeros((examples.shape[1], n_classes), examples.dtype)
+    parameters = (weights, weights[0])
+    carry = (parameters, optimizer.init(parameters))
+    for key in jax.random.split(jax.random.key(0), epochs):
+        carry = epoch(carry, key)
+    return float(accuracy(logits(carry[0], tested[0]), tested[1]))

@@ -29,7 +29,7 @@ import eprop
 from eprop import losses
 from figures.fashion_mnist import draw
 
-from .classification import accuracy, key_of, train
+from .classification import accuracy, key_of, linear_accuracy, train
 from .images import FASHION_MNIST, Images, load
 from .learners import make_rule
 from .runs import RunFolder, configuration, resumable
@@ -345,38 +345,11 @@ def gradient_norms(
     )
 
 
-def linear_accuracy(images: Split, epochs: int = 20, batch_size: int = 250) -> float:
-    """Of softmax regression on the pixels, on the test images: what needs no hidden layer."""
+def pixels_alone(images: Split, **how: int) -> float:
+    """The accuracy of a linear classifier of the pixels: what needs no hidden layer."""
     (pixels, labels), (test, truth) = as_arrays(images.train), as_arrays(images.test)
-    batch_size = min(batch_size, len(labels))
-    n_batches = len(labels) // batch_size
-    optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, epochs * n_batches))
-
-    def logits(parameters, pixels):
-        w, b = parameters
-        return brightness(pixels) @ w + b[None]
-
-    def loss(parameters, pixels, labels):
-        found = optax.softmax_cross_entropy_with_integer_labels(logits(parameters, pixels), labels)
-        return found.mean()
-
-    def update(carry, chosen):
-        parameters, state = carry
-        gradients = jax.grad(loss)(parameters, pixels[chosen], labels[chosen])
-        with jax.numpy_dtype_promotion("standard"):  # iterations are counted in integers
-            updates, state = optimizer.update(gradients, state)
-        return (optax.apply_updates(parameters, updates), state), None
-
-    @jax.jit
-    def epoch(carry, key):
-        order = jax.random.permutation(key, len(labels))[: n_batches * batch_size]
-        return jax.lax.scan(update, carry, order.reshape(n_batches, batch_size))[0]
-
-    parameters = (jnp.zeros((pixels.shape[1], N_CLASSES)), jnp.zeros(N_CLASSES))
-    carry = (parameters, optimizer.init(parameters))
-    for key in jax.random.split(jax.random.key(0), epochs):
-        carry = epoch(carry, key)
-    return float(accuracy(logits(carry[0], test), truth))
+    learned, tested = (brightness(pixels), labels), (brightness(test), truth)
+    return linear_accuracy(learned, tested, n_classes=N_CLASSES, **how)
 
 
 def run(config: Config, progress: bool = True) -> dict[str, Any]:
@@ -436,7 +409,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
         "seeds": list(config.seeds),
         "layers": [layer.n for layer in make_network(config, 0).layers],
         "test_images": len(images.test.labels),
-        "linear_accuracy": linear_accuracy(images),
+        "linear_accuracy": pixels_alone(images),
         **found,
         "images_per_second": config.iterations
         * config.batch_size

@@ -3,7 +3,11 @@
 Made-up ones by default, so that it runs anywhere; with --data those of the Spiking Heidelberg
 Digits or the Spiking Speech Commands, or the moving digits of N-MNIST. Recordings differ in length:
 each batch is read from disk when its turn comes, and padded, with a mask. The mean of the readout
-over each recording's own last steps is the answer.
+over each recording's own last steps is the answer. Several seeds are trained one after another:
+other weights, feedback and batches, the same recordings.
+
+Beside it are linear classifiers of what each channel's spikes are counted to: in all of a
+recording, and in each tenth of it.
 
 A run can be interrupted at any time: the same command goes on from the last checkpoint.
 """
@@ -23,10 +27,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 import eprop
 from eprop import losses
+from figures.heidelberg_digits import draw
 
-from .classification import accuracy, key_of, train
+from .classification import accuracy, key_of, linear_accuracy, train
 from .events import Recordings, open_event_images, open_spoken, read_batch
-from .learners import make_rule
+from .learners import make_rule, only_readout
 from .runs import RunFolder, resumable
 from .spoken_digits import made_up
 
@@ -44,8 +49,10 @@ class Config:
     """Learning rule."""
     feedback: Literal["random", "symmetric"] = "random"
     """How the readout's error reaches the neurons (e-prop only)."""
-    seed: int = 0
-    """Of the weights, the feedback and the batches."""
+    frozen: bool = False
+    """A baseline: only the readout learns, the recurrent network stays as it was drawn."""
+    seeds: tuple[int, ...] = (0,)
+    """Of the weights, the feedback and the batches: a training for each."""
 
     dt: float = 4.0
     """Time step in ms."""
@@ -84,18 +91,20 @@ class Config:
 
     results: Path = Path("results/heidelberg_digits")
     """Folder of the results."""
-    run: str = "{source}_{learner}_seed{seed}"
+    run: str = "{source}_{learner}"
     """Name of this run's own folder in it."""
 
     @property
     def learner(self) -> str:
         """The rule in one word."""
+        if self.frozen:
+            return "frozen"
         return "bptt" if self.rule == "bptt" else self.feedback
 
     @property
     def folder(self) -> Path:
         source = "made_up" if self.data is None else self.data.name
-        return self.results / self.run.format(source=source, learner=self.learner, seed=self.seed)
+        return self.results / self.run.format(source=source, learner=self.learner)
 
 
 class Split(NamedTuple):
@@ -139,7 +148,7 @@ def _only(folder: Path, pattern: str) -> Path:
     return found[0]
 
 
-def make_network(config: Config, n_in: int, n_out: int) -> eprop.Network:
+def make_network(config: Config, seed: int, n_in: int, n_out: int) -> eprop.Network:
     cell = eprop.ALIF(
         config.n,
         tau_v=config.tau_v,
@@ -157,11 +166,17 @@ def make_network(config: Config, n_in: int, n_out: int) -> eprop.Network:
         tau_out=config.tau_out,
         w_rec=jax.nn.initializers.normal(0.2 / np.sqrt(config.n)),
         w_out=jax.nn.initializers.normal(0.01),  # small, to align with random feedback soon
-        key=key_of(config.seed, "weights"),
+        key=key_of(seed, "weights"),
     )
 
 
-def make_batches(config: Config, split: Split) -> Callable[[int], Any]:
+def make_learner(config: Config, seed: int, n_out: int) -> eprop.AbstractRule:
+    """The rule; where only the readout learns, whichever one finds its gradient."""
+    b = jax.random.normal(key_of(seed, "feedback"), (config.n, n_out))
+    return make_rule("symmetric" if config.frozen else config.learner, b)
+
+
+def make_batches(config: Config, seed: int, split: Split) -> Callable[[int], Any]:
     """What is read at each iteration; each epoch has an order of its own.
 
     Recordings of an epoch that fill no batch are left out of it.
@@ -170,7 +185,7 @@ def make_batches(config: Config, split: Split) -> Callable[[int], Any]:
 
     def batch(iteration: int):
         epoch, place = divmod(iteration - 1, per_epoch)
-        order = np.random.default_rng((config.seed, epoch)).permutation(split.learned)
+        order = np.random.default_rng((seed, epoch)).permutation(split.learned)
         begin = place * config.batch_size
         chosen = order[begin : begin + config.batch_size]
         inputs, labels, mask = read_batch(split.train, chosen, dt=config.dt, lengths=config.lengths)
@@ -217,58 +232,117 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.iterations))
 
 
-def in_batches(chosen: Int[np.ndarray, " n"], size: int) -> Iterator[Int[np.ndarray, " size"]]:
-    """All of them in batches of one size, the last one filled with its own first ones."""
-    for begin in range(0, len(chosen), size):
-        yield np.resize(chosen[begin : begin + size], size)
+class Batch(NamedTuple):
+    """Recordings as spikes; `n` of them, and some once more to fill a batch of one size."""
+
+    inputs: Bool[Array, "time batch n_in"]
+    labels: Int[Array, " batch"]
+    mask: Bool[Array, "time batch"]
+    n: int
+
+
+def read_all(config: Config, recordings: Recordings, chosen: np.ndarray) -> Iterator[Batch]:
+    """The chosen ones, in their order."""
+    for begin in range(0, len(chosen), config.batch_size):
+        now = chosen[begin : begin + config.batch_size]
+        filled = np.resize(now, config.batch_size)
+        arrays = read_batch(recordings, filled, dt=config.dt, lengths=config.lengths)
+        yield Batch(*map(jnp.asarray, arrays), n=len(now))
+
+
+def count_spikes(
+    config: Config, recordings: Recordings, chosen: np.ndarray, n_parts: int
+) -> tuple[Float[np.ndarray, "n parts_times_n_in"], Int[np.ndarray, " n"]]:
+    """Of each channel, in each of as many equal parts of a recording; and the labels."""
+    counts, labels = [], []
+    for batch in read_all(config, recordings, chosen):
+        mask = np.asarray(batch.mask, np.float32)
+        part = np.cumsum(mask, axis=0) * n_parts / mask.sum(axis=0)  # of which steps are the ends
+        in_part = np.ceil(part)[None] == np.arange(1, n_parts + 1)[:, None, None]
+        is_counted = (in_part & (mask > 0)).astype(np.float32)
+        found = np.einsum("ptb,tbi->bpi", is_counted, np.asarray(batch.inputs, np.float32))
+        counts.append(found.reshape(len(found), -1)[: batch.n])
+        labels.append(np.asarray(batch.labels)[: batch.n])
+    return np.concatenate(counts), np.concatenate(labels)
+
+
+def counts_alone(config: Config, split: Split, n_parts: int) -> float:
+    """The accuracy of a linear classifier of the numbers of spikes, each of variance 1."""
+    everything = np.arange(len(split.test.labels))
+    counts, labels = count_spikes(config, split.train, split.learned, n_parts)
+    test, truth = count_spikes(config, split.test, everything, n_parts)
+    mean, scale = counts.mean(axis=0), counts.std(axis=0) + 1e-3
+    learned = jnp.asarray((counts - mean) / scale), jnp.asarray(labels)
+    tested = jnp.asarray((test - mean) / scale), jnp.asarray(truth)
+    n_classes = split.train.n_classes
+    return linear_accuracy(learned, tested, n_classes=n_classes, batch_size=config.batch_size)
 
 
 def run(config: Config, progress: bool = True) -> dict[str, Any]:
-    """Train, from the last checkpoint if there is one; then test.
+    """Train each seed, from its last checkpoint if there is one; then test it.
 
-    Returns the summary, as in `summary.json`.
+    Returns the summary, as in `summary.json`. All else is in the run's folder too.
     """
     folder, split = RunFolder(config.folder, config), open_data(config)
+    n_in, n_out = split.train.n_features, split.train.n_classes
+    states, last = [], []
 
     @eqx.filter_jit
-    def answers(network: eprop.Network, inputs: Array, mask: Array) -> Int[Array, " batch"]:
-        return jnp.argmax(scores(config, network(inputs).outputs, mask), axis=-1)
+    def are_correct(network: eprop.Network, inputs: Array, labels: Array, mask: Array) -> Array:
+        answers = jnp.argmax(scores(config, network(inputs).outputs, mask), axis=-1)
+        return answers.astype(labels.dtype) == labels
 
     def correct(network: eprop.Network, recordings: Recordings, chosen: np.ndarray) -> float:
-        found, size = [], config.batch_size
-        for batch in in_batches(chosen, size):
-            inputs, labels, mask = read_batch(
-                recordings, batch, dt=config.dt, lengths=config.lengths
-            )
-            answered = answers(network, jnp.asarray(inputs), jnp.asarray(mask))
-            found.append(np.asarray(answered) == labels)
-        return float(np.concatenate(found)[: len(chosen)].mean())
+        batches = read_all(config, recordings, chosen)
+        found = [np.asarray(are_correct(network, *batch[:3]))[: batch.n] for batch in batches]
+        return float(np.concatenate(found).mean())
 
     def validate(state: eprop.TrainState, iteration: int) -> dict[str, float]:
         return {"validation_accuracy": correct(state.network, split.train, split.validation)}
 
-    n_out = split.train.n_classes
-    b = jax.random.normal(key_of(config.seed, "feedback"), (config.n, n_out))
-    state, rows = train(
-        make_network(config, split.train.n_features, n_out),
-        make_rule(config.learner, b),
-        make_loss(config),
-        make_optimizer(config),
-        make_batches(config, split),
-        config=config,
-        folder=config.folder / "training",
-        evaluate=validate,
-        progress=progress,
-    )
+    for seed in config.seeds:
+        network = make_network(config, seed, n_in, n_out)
+        state, rows = train(
+            network,
+            make_learner(config, seed, n_out),
+            make_loss(config),
+            make_optimizer(config),
+            make_batches(config, seed, split),
+            config=config,
+            folder=config.folder / f"seed{seed}",
+            trainable=only_readout(network) if config.frozen else eqx.is_inexact_array,
+            evaluate=validate,
+            progress=progress,
+        )
+        states.append(state)
+        last.append(rows[-1])
+    everything = np.arange(len(split.test.labels))
     summary = {
         "learner": config.learner,
-        "test_accuracy": correct(state.network, split.test, np.arange(len(split.test.labels))),
-        "test_recordings": len(split.test.labels),
-        "rate_hz": rows[-1]["rate_hz"],
-        "seconds": rows[-1]["seconds"],
+        "seeds": list(config.seeds),
+        "test_accuracy": [correct(state.network, split.test, everything) for state in states],
+        "test_recordings": len(everything),
+        "linear_accuracy": {n: counts_alone(config, split, n) for n in (1, 10)},
+        "rate_hz": [row["rate_hz"] for row in last],
+        "seconds": [row["seconds"] for row in last],
     }
+    trial = record_trial(config, states[0].network, split)
+    folder.write_arrays("trial", jax.device_get(trial))
     folder.write_json("summary", summary)
     return summary
+
+
+def record_trial(config: Config, network: eprop.Network, split: Split) -> dict[str, Any]:
+    """The first recording of those that watch learning, and what the network makes of it."""
+    batch = next(read_all(config, split.train, split.validation[:1]))
+    trajectory = eqx.filter_jit(network)(batch.inputs)
+    n_steps = int(batch.mask[:, 0].sum())
+    return {
+        "label": batch.labels[0],
+        "inputs": batch.inputs[:n_steps, 0],
+        "spikes": trajectory.spikes[:n_steps, 0] > 0,
+        "outputs": trajectory.outputs[:n_steps, 0],
+    }
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -280,11 +354,16 @@ def main(args: Sequence[str] | None = None) -> None:
             summary = run(config)
     except FileNotFoundError as missing:
         raise SystemExit(str(missing)) from None
+    figure = draw([config.folder], config.folder / "figure.png")
+    accuracies = ", ".join(f"{100 * found:.1f}" for found in summary["test_accuracy"])
+    of_counts, of_tenths = (100 * x for x in summary["linear_accuracy"].values())
     print(
-        f"Accuracy on {summary['test_recordings']} test recordings, learning by "
-        f"{config.learner}: {100 * summary['test_accuracy']:.1f} %\n"
-        f"Training took {summary['seconds']:.0f} s.\n"
-        f"Results: {config.folder}"
+        f"Accuracy on {summary['test_recordings']} test recordings, learning by {config.learner}, "
+        f"seeds {', '.join(map(str, config.seeds))}: {accuracies} %\n"
+        f"Linear classifiers: {of_counts:.1f} % of spike counts, {of_tenths:.1f} % of those in "
+        f"tenths of a recording\n"
+        f"Training took {sum(summary['seconds']):.0f} s.\n"
+        f"Figure: {figure}"
     )
 
 

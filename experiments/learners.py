@@ -1,5 +1,7 @@
 """Learning rules by the names that figures know them by: `figures.plotting.RULES`."""
 
+import equinox as eqx
+import jax
 from jaxtyping import Array, Float
 
 import eprop
@@ -21,3 +23,12 @@ def make_rule(
         "adaptive": eprop.EProp(eprop.AdaptiveFeedback(b, decay)),
     }
     return rules[learner]
+
+
+def only_readout(network: eprop.Network) -> eprop.Network:
+    """What is trained where all else stays as it was drawn ("frozen"), as booleans."""
+    return eqx.tree_at(
+        lambda network: network.readout,
+        jax.tree.map(lambda _: False, network),
+        jax.tree.map(lambda _: True, network.readout),
+    )

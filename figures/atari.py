@@ -15,10 +15,6 @@ from matplotlib.figure import Figure
 
 from figures import finished, plotting
 
-LINES = {
-    "random": plotting.RULES["random"],
-    "frozen": {"label": "only readouts", "color": "#009e73", "linestyle": "solid"},
-}
 WINDOW = 20
 """Games that a point of a curve is the mean of."""
 
@@ -42,7 +38,7 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
             for config, episodes, at_random in runs:
                 if config["game"] == game:
                     millions, scores = 4e-6 * episodes[:, 0], episodes[:, 1]
-                    look = LINES[config["learner"]]
+                    look = plotting.RULES[config["learner"]]
                     label = f"{look['label']}, seed {config['seed']}"
                     axes.plot(millions, scores, ".", color=look["color"], markersize=2, alpha=0.3)
                     axes.plot(millions, _averaged(scores), **look | {"label": label})

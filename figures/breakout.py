@@ -22,7 +22,6 @@ from figures.seed_runs import Run, comparable, read
 MAY_DIFFER = ("learner", "results", "run")
 """What sets runs apart that are drawn together."""
 ORDER = ("random", "symmetric", "frozen")
-FROZEN = {"label": "only readouts", "color": "#009e73", "linestyle": "solid"}
 SHOWN = range(0, 40, 5)
 """Decisions whose screens are shown."""
 SCREEN = ListedColormap(["#f2f2f2", "black", "#d55e00", "#ffd06e", "#3a73bd"])
@@ -44,7 +43,7 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
 
 
 def _look(run: Run) -> dict[str, Any]:
-    return FROZEN if run.learner == "frozen" else plotting.RULES[run.learner]
+    return plotting.RULES[run.learner]
 
 
 def _game(figure: SubFigure, run: Run) -> None:

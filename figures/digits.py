@@ -38,8 +38,8 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
         for letter, axes, (encoding, runs) in zip("ab", panels.T, columns.items(), strict=False):
             axes[0].set_title(f"{letter}   {TITLES[encoding]}")
             _trial(axes[:3], runs[0])
-            _learning(axes[3], runs)
-            _test(axes[4], runs)
+            learning(axes[3], runs)
+            tested(axes[4], runs)
         for axes in panels[3:]:
             _same_scale(axes)
         plotting.save(figure, path)
@@ -48,7 +48,7 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
 
 def _trial(panels: Sequence[Axes], run: Run) -> None:
     """The image, small, and below each other its spikes, the neurons' and the readouts."""
-    dt, trial, label = run.config["dt"], run.trial, int(run.trial["label"])
+    dt, trial = run.config["dt"], run.trial
     inputs, spikes, outputs = panels
     plotting.raster(inputs, trial["inputs"], dt)
     inputs.set_ylabel("column" if run.config["encoding"] == "rows" else "pixel")
@@ -58,20 +58,26 @@ def _trial(panels: Sequence[Axes], run: Run) -> None:
     plotting.raster(spikes, trial["spikes"], dt)
     rate = 1000 * trial["spikes"].mean() / dt
     spikes.set_ylabel(f"neuron\n({plotting.NAMES[run.learner]}, {rate:.0f} Hz)")
+    readouts(outputs, run)
+
+
+def readouts(axes: Axes, run: Run) -> None:
+    """Of all classes, that of the right one in black, and when they are asked."""
+    dt, trial, label = run.config["dt"], run.trial, int(run.trial["label"])
     time = np.arange(len(trial["outputs"])) * dt
     for digit, line in enumerate(trial["outputs"].T):
         shown = {"color": "black", "zorder": 3, "linewidth": 1.6} if digit == label else {}
-        outputs.plot(time, line, **({"color": "0.65", "linewidth": 0.8} | shown))
-        outputs.annotate(
+        axes.plot(time, line, **({"color": "0.65", "linewidth": 0.8} | shown))
+        axes.annotate(
             str(digit), (time[-1], line[-1]), (3, -2), textcoords="offset points",
             color=shown.get("color", "0.45"), fontsize=6,
         )  # fmt: skip
-    outputs.axvspan(time[-1] - run.config["answer_ms"] + dt, time[-1], color="0.92", zorder=0)
-    plotting.time_axis(outputs, len(time), dt)
-    outputs.set(xlabel="time (ms)", ylabel=f"readout $y$\n(black: {label}, as shown)")
+    axes.axvspan(time[-1] - run.config["answer_ms"] + dt, time[-1], color="0.92", zorder=0)
+    plotting.time_axis(axes, len(time), dt)
+    axes.set(xlabel="time (ms)", ylabel=f"readout $y$\n(black: {label}, as shown)")
 
 
-def _learning(axes: Axes, runs: Sequence[Run]) -> None:
+def learning(axes: Axes, runs: Sequence[Run]) -> None:
     for run in runs:
         plotting.learning_curve(axes, *run.curve("validation_accuracy"), run.learner)
     seeds = plotting.mean_of(min(len(run.rows) for run in runs))
@@ -81,7 +87,7 @@ def _learning(axes: Axes, runs: Sequence[Run]) -> None:
     axes.legend(loc="lower right", handlelength=3.5)
 
 
-def _test(axes: Axes, runs: Sequence[Run]) -> None:
+def tested(axes: Axes, runs: Sequence[Run]) -> None:
     """A dot for each seed, and a line at their mean."""
     for place, run in enumerate(runs):
         values = np.array(run.summary["test_accuracy"])
@@ -95,7 +101,8 @@ def _test(axes: Axes, runs: Sequence[Run]) -> None:
     names = [plotting.NAMES[run.learner] for run in runs]
     axes.set_xticks(range(len(runs)), names)
     axes.set_xlim(-0.5, len(runs) - 0.3)
-    axes.set_ylabel(f"accuracy on\n{runs[0].summary['test_images']} test images")
+    what = "recordings" if "test_recordings" in runs[0].summary else "images"
+    axes.set_ylabel(f"accuracy on\n{runs[0].summary[f'test_{what}']} test {what}")
 
 
 def _same_scale(panels: Sequence[Axes]) -> None:

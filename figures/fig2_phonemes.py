@@ -190,7 +190,7 @@ def _errors(axes: Axes, runs: Sequence[Run], baselines: Sequence[Path]) -> None:
     task, rows = runs[0].config["task"], {}
     for cell, name in CELLS.items():
         of_cell = [run for run in runs if run.config["cell"] == cell]
-        for run in comparable(of_cell, order=ORDER, may_differ=(*MAY_DIFFER, "frozen")):
+        for run in comparable(of_cell, order=ORDER, may_differ=MAY_DIFFER):
             rows[f"{name}, {NAMES[run.learner]}"] = (
                 run.summary["test_error"], COLOURS[run.learner],
             )  # fmt: skip

@@ -29,6 +29,7 @@ RULES: dict[str, dict[str, Any]] = {
     "symmetric": {"label": "e-prop, symmetric", "color": "#1f4e9c", "linestyle": (0, (4, 1.5))},
     "random": {"label": "e-prop, random", "color": "#d55e00", "linestyle": (0, (4, 1, 1, 1))},
     "adaptive": {"label": "e-prop, adaptive", "color": "#dba400", "linestyle": (0, (1, 1))},
+    "frozen": {"label": "only readouts", "color": "#009e73", "linestyle": (0, (6, 1, 1, 1, 1, 1))},
 }
 """A line's keyword arguments for each learning rule."""
 COLOURS = {rule: line["color"] for rule, line in RULES.items()}

@@ -9,9 +9,9 @@ import numpy as np
 
 from eprop.files import differences, read_rows
 
-ORDER = ("random", "symmetric", "bptt")
+ORDER = ("frozen", "random", "symmetric", "bptt")
 """Of the rules, in legends and along axes."""
-MAY_DIFFER = ("rule", "feedback", "results", "run")
+MAY_DIFFER = ("rule", "feedback", "frozen", "results", "run")
 """What sets runs apart that are drawn together."""
 
 

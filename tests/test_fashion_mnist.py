@@ -131,9 +131,9 @@ def test_what_is_learned(small):
 
 def test_a_linear_classifier_learns_what_is_linear(small):
     split = experiment.split(small())
-    assert experiment.linear_accuracy(split, epochs=60, batch_size=20) > 0.9
+    assert experiment.pixels_alone(split, epochs=60, batch_size=20) > 0.9
     wrong = split.train._replace(labels=(split.train.labels + 1) % 10)
-    assert experiment.linear_accuracy(split._replace(train=wrong), epochs=60, batch_size=20) < 0.1
+    assert experiment.pixels_alone(split._replace(train=wrong), epochs=60, batch_size=20) < 0.1
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, small, monkeypatch):
