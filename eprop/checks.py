@@ -178,6 +178,13 @@ def array(name: str, value: Any) -> Array:
         ) from error
 
 
+def known(value: Any) -> np.ndarray | None:
+    """The numbers of `value`, unless they are traced: under `jax.jit` an array of them would be."""
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(value)):
+        return None
+    return np.asarray(native(value))
+
+
 def real_array(name: str, value: Any, dtype: Any) -> Array:
     """`value`, real numbers, as an array of a floating-point dtype."""
     given = array(name, value)
@@ -314,6 +321,19 @@ def trainable(value: Any) -> None:
             f"trainable = {_shown(value)} must be a function of a leaf, such as "
             f"eqx.is_inexact_array, or a network of booleans"
         )
+
+
+def trained(network: Any, trainable: Any) -> Any:
+    """What is trained of a network, `None` in place of the rest; `TypeError` for what can't be."""
+    part = eqx.filter(network, trainable)
+    for path, x in jax.tree_util.tree_leaves_with_path(part):
+        if not eqx.is_inexact_array(x):
+            what = f"of dtype {x.dtype}" if eqx.is_array(x) else f"a {type(x).__name__}"
+            raise TypeError(
+                f"trainable picks network{jax.tree_util.keystr(path)}, {what}, which has no "
+                f"gradient: write eqx.is_inexact_array"
+            )
+    return part
 
 
 def function(name: str, value: Any, examples: str) -> None:

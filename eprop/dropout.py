@@ -18,11 +18,11 @@ class Dropout(eqx.Module):
     """
 
     rate: float = eqx.field(static=True)
-    per_step: bool = eqx.field(static=True, default=True)
+    per_step: bool = eqx.field(static=True)
 
-    def __check_init__(self):
-        checks.fraction("rate", self.rate)
-        checks.switch("per_step", self.per_step)
+    def __init__(self, rate: float, per_step: bool = True):
+        self.rate = checks.fraction("rate", rate)
+        self.per_step = checks.switch("per_step", per_step)
 
     def draw(self, key: PRNGKeyArray, shape: tuple[int, int, int]) -> Bool[Array, "time batch n"]:
         """What of a sequence of `shape` is kept."""

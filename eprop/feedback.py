@@ -9,10 +9,12 @@ from abc import abstractmethod
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from . import checks
 from .network import Network
+from .weights import added
 
 
 class AbstractFeedback(eqx.Module):
@@ -43,7 +45,7 @@ class SymmetricFeedback(AbstractFeedback):
         return network.w_out
 
     def after_update(self, w_out, update):
-        return w_out + update, self
+        return added(w_out, update), self
 
 
 class RandomFeedback(AbstractFeedback):
@@ -58,7 +60,7 @@ class RandomFeedback(AbstractFeedback):
         return _fitting(self.b, network)
 
     def after_update(self, w_out, update):
-        return w_out + update, self
+        return added(w_out, update), self
 
 
 class AdaptiveFeedback(AbstractFeedback):
@@ -67,7 +69,8 @@ class AdaptiveFeedback(AbstractFeedback):
         B ← (1 - decay) B + ΔW_out,        W_out ← (1 - decay) W_out + ΔW_out
 
     so that their difference shrinks at every step (Kolen & Pollack 1994; the paper's "adaptive
-    e-prop"). `eprop.apply_updates` does this in place of `optax.apply_updates`. The rule then
+    e-prop"). Where ΔW_out is all zero, between the updates of `optax.MultiSteps`, say, nothing
+    decays. `eprop.apply_updates` does this in place of `optax.apply_updates`. The rule then
     changes at each step, as the network does: make it an argument of the compiled step that
     calls `value_and_grad(loss, rule)`. The readout must see all layers.
 
@@ -91,8 +94,12 @@ class AdaptiveFeedback(AbstractFeedback):
         return _fitting(self.b, network)
 
     def after_update(self, w_out, update):
-        b = (1 - self.decay) * self.b + update
-        w_out = (1 - self.decay) * w_out + update
+        is_due = jnp.any(update != 0)  # or weights would fade where an optimiser only gathers
+
+        def decayed(x: Array) -> Array:
+            return jnp.where(is_due, jnp.asarray(1 - self.decay, x.dtype) * x, x)
+
+        b, w_out = (added(decayed(x), update) for x in (self.b, w_out))
         return w_out, eqx.tree_at(lambda feedback: feedback.b, self, b)
 
 

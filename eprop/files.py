@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,13 +164,15 @@ def in_use(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
     name = path.resolve()
-    if name in _held:
-        raise RuntimeError(_already_in_use(folder, "this process"))
-    file = _lock(folder, path)
+    with _one_at_a_time:  # the threads of a process do not lock each other out
+        if name in _held:
+            raise RuntimeError(_already_in_use(folder, "this process"))
+        file = _lock(folder, path)
+        if file is not None:
+            _held.add(name)
     if file is None:
         yield
         return
-    _held.add(name)
     try:
         os.truncate(file, 0)
         os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -198,6 +201,7 @@ def _lock(folder: Path, path: Path) -> int | None:
     return None
 
 
+_one_at_a_time = threading.Lock()
 _held: set[Path] = set()
 """What this process holds: locks tell processes apart, not parts of one."""
 

@@ -54,7 +54,7 @@ def mean_squared_error(
     or `[time, batch]`, the steps that count, or their weights (all by default); `n_steps`: the
     number of steps that the mean is over (those that count by default).
     """
-    outputs = checks.array("outputs", outputs)
+    outputs = _of_steps("outputs", outputs)
     targets = checks.real_array("targets", targets, outputs.dtype)
     if targets.shape != outputs.shape:
         raise ValueError(
@@ -89,7 +89,7 @@ def softmax_cross_entropy(
       Σ w l / Σ w, with w the weight of the step's label times its mask.
     - `n_steps`: the number of steps that the mean is over, Σ w l / (n_steps · batch).
     """
-    outputs = checks.array("outputs", outputs)
+    outputs = _of_steps("outputs", outputs)
     n_classes, zero = outputs.shape[-1], jnp.zeros((), outputs.dtype)
     weights = _weights(mask, outputs)
     labels = _labels(labels, outputs, weights)
@@ -130,6 +130,8 @@ def _labels(
         )
     n_classes = outputs.shape[-1]
     if isinstance(labels, jax.core.Tracer):
+        if labels.dtype.itemsize < 4:  # whose numbers may be too few for the classes
+            labels = labels.astype(jnp.int32)
         return jnp.broadcast_to(labels, outputs.shape[:2])
     labels = np.broadcast_to(np.asarray(labels), outputs.shape[:2])
     exists = (labels >= 0) & (labels < n_classes)
@@ -164,7 +166,7 @@ def firing_rate_penalty(
     loss sees a window at a time this is another penalty: on each window's rates, one after another.
     Source: the reference implementation, `reg_type` "simple".
     """
-    spikes = checks.array("spikes", spikes)
+    spikes = _of_steps("spikes", spikes)
     weights = _weights(mask, spikes)
     counted = jnp.sum(weights[..., None] * spikes, axis=(0, 1))
     return _rate_error(counted / (_count(weights) * checks.positive("dt", dt)), target_rate)
@@ -184,7 +186,7 @@ def running_rate_penalty(
     the reference implementation's `reg_type` "online", which lays the examples of a batch end to
     end.
     """
-    spikes = checks.array("spikes", spikes)
+    spikes = _of_steps("spikes", spikes)
     weights = _weights(mask, spikes)
     counted = jnp.cumsum(jnp.sum(weights[..., None] * spikes, axis=1), axis=0)
     of_steps = weights.sum(1)  # [time]
@@ -221,12 +223,11 @@ def voltage_penalty(
 
     It is zero while -A <= v <= A.
     """
-    v = checks.array("v", v)
-    threshold = checks.real_array("threshold", threshold, v.dtype)
-    if not isinstance(threshold, jax.core.Tracer) and not np.all(np.asarray(threshold) > 0):
+    v = _of_steps("v", v)
+    known, threshold = checks.known(threshold), checks.real_array("threshold", threshold, v.dtype)
+    if known is not None and not np.all(known > 0):
         raise ValueError(
-            f"threshold of shape {threshold.shape} goes down to {threshold.min()}: it must be "
-            f"positive"
+            f"threshold of shape {known.shape} goes down to {known.min()}: it must be positive"
         )
     if threshold.ndim == 1 and threshold.shape != v.shape[-1:]:
         raise ValueError(
@@ -390,6 +391,17 @@ def _finite_where(name: str, array: Array, weights: Array) -> Array:
     return array
 
 
+def _of_steps(name: str, value: Any) -> Float[Array, "time batch n"]:
+    """An array of three axes: of two, time and batch would be taken for each other's."""
+    array = checks.array(name, value)
+    if array.ndim != 3:
+        raise ValueError(
+            f"{name} have shape {array.shape}, but [time, batch, n] is needed: with a batch of one "
+            f"write {name}[:, None], and with one step {name}[None]"
+        )
+    return array
+
+
 def _weights(mask: ArrayLike | None, outputs: Array) -> Float[Array, "time batch"]:
     """How much each step counts."""
     shape = outputs.shape[:2]
@@ -406,12 +418,10 @@ def _weights(mask: ArrayLike | None, outputs: Array) -> Float[Array, "time batch
 
 def _not_negative(name: str, value: Any, dtype: Any) -> Array:
     """An array of numbers that are not negative; where they are traced, that is not checked."""
-    array = checks.real_array(name, value, dtype)
-    if isinstance(array, jax.core.Tracer):
-        return array
-    if not np.all((np.asarray(array) >= 0) & np.isfinite(array)):
+    array, known = checks.real_array(name, value, dtype), checks.known(value)
+    if known is not None and not np.all((known >= 0) & np.isfinite(known)):
         raise ValueError(
-            f"{name} of shape {array.shape} goes from {array.min()} to {array.max()}: it must be "
+            f"{name} of shape {known.shape} goes from {known.min()} to {known.max()}: it must be "
             f"finite, and at least 0"
         )
     return array

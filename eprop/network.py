@@ -17,7 +17,7 @@ from .readout import Readout
 from .response import Kept, plain_run
 from .synapses import Dense, Sparse
 from .trajectory import NetworkState, Trajectory, only
-from .weights import Initializer, random_key
+from .weights import Initializer, added, random_key
 
 
 class AbstractRule(eqx.Module):
@@ -68,7 +68,7 @@ class BPTT(AbstractRule):
         return plain_run(network, start, inputs, kept, self.stop_z_gradients)
 
     def after_update(self, network, updates):
-        return eqx.apply_updates(network, updates), self
+        return added(network, updates), self
 
 
 class Network(eqx.Module):

@@ -103,7 +103,7 @@ class OnlineLearner(eqx.Module):
                 f"give the rule a window that divides it, or none"
             )
         rule.feedback.matrix(network)  # its errors come now
-        of_optimizer = jax.eval_shape(self.optimizer.init, eqx.filter(network, self.trainable))
+        of_optimizer = jax.eval_shape(self.optimizer.init, checks.trained(network, self.trainable))
         self.kinds = learner_state.kinds(network, rule, of_optimizer)
 
     def init(self, batch: int = 1, key: PRNGKeyArray | None = None) -> LearnerState:
@@ -115,7 +115,7 @@ class OnlineLearner(eqx.Module):
             progress=init_progress(network, batch),
             gradients=zero_gradients(network),
             loss=jnp.zeros((), network.dtype),
-            optimizer=self.optimizer.init(eqx.filter(network, self.trainable)),
+            optimizer=self.optimizer.init(checks.trained(network, self.trainable)),
             rates=start_rates(network.n, network.dtype),
             since_update=jnp.zeros((), jnp.int32),
             n_steps=jnp.zeros((), jnp.uint32),

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool
 from .adjoint import derivatives_of
 from .evaluation import Carry, Derivatives, NetworkGradients, advance, forward, init_carry
 from .network import Network
-from .rules import EProp, Loss, call_loss
+from .rules import NO_GRADIENT, EProp, Loss, call_loss
 from .synapses import Dense
 from .trajectory import NetworkState, Trajectory
 
@@ -101,11 +101,7 @@ def _differentiate(
 
     (value, aux), d = eqx.filter_value_and_grad(of_trajectory, has_aux=True)(trajectory)
     if not seen:
-        raise ValueError(
-            "the loss lets no gradient back into what the network did, so nothing would be "
-            "learned: argmax, comparisons and rounding have none. Write one of eprop.losses, say, "
-            "and return an accuracy beside it, with has_aux=True"
-        )
+        raise ValueError(NO_GRADIENT)
     d = jax.tree.map(
         lambda x, unseen: None if unseen else x, d, seen[-1], is_leaf=lambda x: x is None
     )

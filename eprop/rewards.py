@@ -274,7 +274,7 @@ class RewardLearner(eqx.Module):
         return self._settled(state), situation, played
 
     def _part(self, network: Network) -> Any:
-        return eqx.filter(network, self.trainable)
+        return checks.trained(network, self.trainable)
 
     def _fitting(self, state: RewardState) -> tuple[RewardState, int]:
         """The state, if it is this learner's, and the number of its examples."""

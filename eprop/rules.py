@@ -13,6 +13,7 @@ from . import adjoint, checks
 from .feedback import AbstractFeedback, SymmetricFeedback
 from .network import AbstractRule, Network
 from .trajectory import Trajectory
+from .weights import added
 
 Loss = Callable[[Trajectory, Any], Any]
 """`loss(trajectory, targets) -> scalar`, or `-> (scalar, aux)` with `has_aux=True`."""
@@ -61,9 +62,9 @@ class EProp(AbstractRule):
 
     def after_update(self, network, updates):
         if updates.w_out is None:
-            return eqx.apply_updates(network, updates), self
+            return added(network, updates), self
         w_out, feedback = self.feedback.after_update(network.w_out, updates.w_out)
-        network = eqx.apply_updates(network, updates)
+        network = added(network, updates)
         return (
             eqx.tree_at(lambda net: net.w_out, network, w_out),
             EProp(feedback, self.window),
@@ -120,7 +121,8 @@ def value_and_grad(
         checks.instance("network", network, Network, "evaluate(network, inputs, targets)")
         if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((network, inputs))):
             network.checked(inputs)  # while the numbers are known: its plain errors
-        part, frozen = eqx.partition(network, trainable)
+        part = checks.trained(network, trainable)
+        frozen = eqx.filter(network, trainable, inverse=True)
 
         def of_part(part):
             trajectory = eqx.combine(part, frozen)(inputs, rule, key=key)
@@ -156,6 +158,13 @@ def apply_updates(
     They are added to the weights; `AdaptiveFeedback` learns from them too.
     """
     return rule.after_update(network, updates)
+
+
+NO_GRADIENT = (
+    "the loss lets no gradient back into what the network did, so nothing would be learned: "
+    "argmax, comparisons and rounding have none. Write one of eprop.losses, say, and return an "
+    "accuracy beside it, with has_aux=True"
+)
 
 
 def call_loss(loss: Loss, trajectory: Trajectory, targets: Any, has_aux: bool) -> tuple[Any, Any]:

@@ -53,7 +53,7 @@ def stream_value_and_grad(
 
     **Arguments:** as for `value_and_grad`; the rule must be e-prop with a window, and the loss a
     sum over time. With `has_aux=True` what the loss returns beside its value gets a leading axis
-    of windows; that of the last, shorter window is the sum over its steps.
+    of windows; that of the last, shorter window is the sum over its steps, so it has none of time.
 
     Raises `ValueError` or `TypeError` for chunks that don't fit the network or each other.
     """
@@ -70,7 +70,8 @@ def stream_value_and_grad(
             loss, rule, network, sums.progress, inputs, targets, sums.gradients, has_aux
         )
         before = sums.value.astype(piece.value.dtype)  # of the loss, which may be a wider one
-        return Sums(progress, before + piece.value, piece.gradients), piece.aux
+        aux = jax.tree.map(lambda x: checks.array("aux", x), piece.aux)
+        return Sums(progress, before + piece.value, piece.gradients), aux
 
     @eqx.filter_jit(donate="all-except-first")
     def whole_window(given: tuple[Network, Any], sums: Sums) -> tuple[Sums, Any]:
@@ -98,8 +99,19 @@ def stream_value_and_grad(
         _, trajectory = network.run(progress.network, inputs)
         return is_sum_over_time(loss, trajectory, targets, has_aux)
 
+    def check_aux(network: Network, sums: Sums, now: Any) -> None:
+        kinds = {
+            n: eqx.filter_eval_shape(advance, network, _repeated(now, n), sums)[1]
+            for n in (1, window)
+        }
+        if kinds[1] != kinds[window]:
+            raise ValueError(
+                f"aux of one step is {kinds[1]}, but of a window {kinds[window]}: the last steps "
+                f"may fill no window, so it must be of one kind, such as a sum over time"
+            )
+
     def is_trained(network: Network) -> Any:
-        part = eqx.filter(network, trainable)
+        part = checks.trained(network, trainable)
         return jax.tree.map(lambda x: x is not None, part, is_leaf=lambda x: x is None)
 
     def evaluate(network: Network, chunks: Iterable[Any]) -> tuple[Any, Network]:
@@ -113,6 +125,8 @@ def stream_value_and_grad(
                 sums = jax.tree.map(jnp.copy, sums)  # each its own memory, to be given away
                 if not fits(network, sums.progress, _repeated(now, several)):
                     raise ValueError(NO_SUM_OVER_TIME.format(n=several))
+                if has_aux:
+                    check_aux(network, sums, now)
             inputs = checks.sequence("inputs", now[0], network.n_in, network.dtype)
             n_steps = len(checks.finite("inputs", inputs))
             if n_steps == window:

@@ -107,8 +107,12 @@ def qualified_name(x: Any) -> str:
     if name is None:
         name = getattr(x, "__name__", type(x).__qualname__)
     if module == "__main__":  # the module that `python -m` runs has a name all the same
-        spec = getattr(sys.modules["__main__"], "__spec__", None)
-        module = module if spec is None else spec.name
+        main = sys.modules["__main__"]
+        spec, file = (getattr(main, name, None) for name in ("__spec__", "__file__"))
+        if spec is not None:
+            module = spec.name
+        elif file is not None:  # of a script: who imports it has it by this name
+            module = Path(file).stem
     parts = [part for part in (module or "").split(".") if not re.match(r"_[^_]", part)]
     return ".".join([part for part in parts if part not in ("", "builtins")] + [name])
 

@@ -20,7 +20,8 @@ from . import checkpoints, checks, optimization, processes
 from .keeping import Identity, Keeper
 from .network import AbstractRule, Network
 from .rows import LARGEST, Row, broken_leaves, broken_numbers, merged, recorded
-from .rules import Loss, value_and_grad
+from .rules import NO_GRADIENT, Loss, call_loss, value_and_grad
+from .trajectory import Trajectory
 from .weights import random_key
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -47,7 +48,7 @@ def init_training(
     checks.instance("network", network, Network, "Network(cell, ...)")
     checks.instance("rule", rule, AbstractRule, "EProp() or BPTT()")
     checks.trainable(trainable)
-    opt_state = optimization.checked(optimizer).init(eqx.filter(network, trainable))
+    opt_state = optimization.checked(optimizer).init(checks.trained(network, trainable))
     return TrainState(network, rule, opt_state, jnp.zeros((), jnp.int32))
 
 
@@ -71,14 +72,22 @@ def training_step(
     The step takes a `TrainState` and a batch `(inputs, targets)`, the inputs
     `[time, batch, n_in]`. Its info is the loss, and the auxiliary output beside it.
 
-    It raises `TypeError` or `ValueError` for a batch that is something else, and for a state of
-    another optimiser or `trainable`.
+    It raises `TypeError` or `ValueError` for a batch that is something else, for a state of another
+    optimiser or `trainable`, and for a loss that lets no gradient back into what the network did.
     """
     checks.function("loss", loss, "loss(trajectory, targets)")
     optimization.checked(optimizer)
     checks.switch("has_aux", has_aux)
     checks.trainable(trainable)
     key = None if key is None else random_key(key)
+
+    def teaching(trajectory: Trajectory, targets: Any) -> Any:
+        def value_of(seen):
+            return call_loss(loss, seen, targets, has_aux)[0]
+
+        if not checks.carries_gradient(value_of, trajectory):
+            raise ValueError(NO_GRADIENT)
+        return loss(trajectory, targets)
 
     def step(state: TrainState, batch: tuple[Any, Any]) -> tuple[TrainState, Row]:
         checks.instance("state", state, TrainState, "init_training(network, rule, optimizer)")
@@ -90,7 +99,7 @@ def training_step(
             )
         optimization.check_state(optimizer, eqx.filter(state.network, trainable), state.optimizer)
         key_now = None if key is None else jax.random.fold_in(key, state.iteration)
-        evaluate = value_and_grad(loss, state.rule, has_aux, trainable)
+        evaluate = value_and_grad(teaching, state.rule, has_aux, trainable)
         value, gradients = evaluate(state.network, inputs, targets, key_now)
         value, aux = value if has_aux else (value, {})
         if not isinstance(aux, dict):
@@ -123,6 +132,7 @@ def _inputs_and_targets(batch: Any) -> tuple[Any, Any]:
             f"them: targets may be any pytree, such as a dictionary"
         )
     inputs, targets = batch
+    checks.no_lists("targets", targets)  # whose numbers each program would have for its own
     if not hasattr(inputs, "shape"):
         raise TypeError(
             f"the inputs of a batch are a {type(inputs).__name__}: write np.asarray(inputs)"

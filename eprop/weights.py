@@ -44,6 +44,24 @@ def random_key(key: Any) -> PRNGKeyArray:
     raise TypeError(f"key = {key!r} must be a random key: write jax.random.key(0)")
 
 
+def added(weights: Any, updates: Any) -> Any:
+    """Weights after an optimiser's updates, `None` for those that stay; in the weights' dtypes."""
+
+    def after(update: Any, weight: Any) -> Any:
+        if update is None:
+            return weight
+        update = jnp.asarray(update)
+        if update.shape != weight.shape:
+            raise ValueError(
+                f"the optimiser's update of weights of shape {weight.shape} has shape "
+                f"{update.shape}: a learning rate is one number, or of these weights' shape"
+            )
+        wide = jnp.promote_types(weight.dtype, update.dtype)
+        return (weight.astype(wide) + update.astype(wide)).astype(weight.dtype)
+
+    return jax.tree.map(after, updates, weights, is_leaf=lambda x: x is None)
+
+
 def weight(
     name: str,
     given: ArrayLike | Initializer,

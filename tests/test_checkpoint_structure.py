@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import functools
+import subprocess
+import sys
 import warnings
 
 import equinox as eqx
@@ -321,3 +323,33 @@ class TestFunctions:
         assert structure.first_difference(old, fields) == ""
         changed = [f._replace(value=f.value[1:]) if f.path == "step.code" else f for f in fields]
         assert "step.code" in structure.first_difference(changed, fields)
+
+
+def test_a_cell_of_a_script_is_known_to_who_imports_it(tmp_path):
+    """`python train.py` saves it; another script loads it, with the class it has from `train`."""
+    (tmp_path / "train_own.py").write_text(
+        "import eprop, jax\n"
+        "class OwnLIF(eprop.LIF):\n"
+        "    pass\n"
+        "def build(cell=OwnLIF):\n"
+        "    return eprop.Network(cell(3), n_in=2, n_out=1, key=jax.random.key(0))\n"
+        "if __name__ == '__main__':\n"
+        "    eprop.checkpoints.save('own', build())\n"
+    )
+    (tmp_path / "use_own.py").write_text(
+        "import eprop, train_own\n"
+        "eprop.checkpoints.load('own', like=train_own.build())\n"
+        "class OwnLIF(eprop.LIF):\n"
+        "    pass\n"
+        "try:\n"
+        "    eprop.checkpoints.load('own', like=train_own.build(OwnLIF))\n"
+        "except eprop.checkpoints.CheckpointError as error:\n"
+        "    print(error)\n"
+    )
+    printed = [
+        subprocess.run(
+            [sys.executable, name], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+        for name in ("train_own.py", "use_own.py")
+    ]
+    assert "train_own.OwnLIF there, use_own.OwnLIF here" in printed[1]

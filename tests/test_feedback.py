@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import eprop
@@ -164,3 +165,39 @@ class TestUpdates:
         rule, updates = eprop.EProp(eprop.AdaptiveFeedback(B)), self.updates(network)
         outside = eprop.apply_updates(network, updates, rule)
         assert_trees_close(jax.jit(eprop.apply_updates)(network, updates, rule), outside, 1e-15)
+
+
+def test_nothing_decays_between_the_updates_of_several_steps():
+    """`optax.MultiSteps` hands on zeros until it has gathered as many gradients."""
+    case = make_case("ALIF")
+    start = eprop.AdaptiveFeedback(case.b, decay=DECAY)
+    optimizer = optax.MultiSteps(optax.sgd(1e-3), 3)
+    step = jax.jit(eprop.training_step(case.loss, optimizer))
+    states = [eprop.init_training(case.network, eprop.EProp(start), optimizer)]
+    for _ in range(3):
+        states.append(step(states[-1], (case.inputs, case.targets))[0])
+    for state in states[1:3]:
+        assert_trees_close(state.network, case.network, 0.0, "weights")
+        np.testing.assert_array_equal(state.rule.feedback.b, case.b)
+    update = states[3].network.w_out - (1 - DECAY) * case.network.w_out
+    assert np.abs(update).max() > 1e-6
+    assert_close(states[3].rule.feedback.b, (1 - DECAY) * case.b + update, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["symmetric", "adaptive"])
+def test_weights_and_feedback_keep_their_dtype(name):
+    """Whatever the optimiser's, as a learning rate of float64 would make it."""
+    single, double = jnp.asarray(W_OUT, jnp.float32), jnp.asarray(B)
+    feedback = {"symmetric": eprop.SymmetricFeedback(), "adaptive": eprop.AdaptiveFeedback(double)}
+    w_out, after = feedback[name].after_update(single, double)
+    assert w_out.dtype == jnp.float32
+    keep = 0.99 if name == "adaptive" else 1.0
+    assert_close(w_out, (keep * W_OUT + B).astype(np.float32), 1e-6)
+    if name == "adaptive":
+        _, after = eprop.AdaptiveFeedback(double.astype(jnp.float32)).after_update(double, double)
+        assert after.b.dtype == jnp.float32
+
+
+def test_an_update_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(6, 2\) has shape \(6, 6\)"):
+        eprop.SymmetricFeedback().after_update(jnp.asarray(W_OUT), jnp.ones((6, 6)))

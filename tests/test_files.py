@@ -1,7 +1,10 @@
 """Files are whole or not there; rows are whole or dropped."""
 
+import concurrent.futures
+import contextlib
 import errno
 import os
+import threading
 
 import pytest
 
@@ -80,3 +83,31 @@ def test_rows(tmp_path):
 )
 def test_differences(theirs, mine, text):
     assert files.differences(theirs, mine) == text
+
+
+def test_of_two_threads_one_has_a_folder(tmp_path, monkeypatch):
+    """Also where the other asks while the first is about to have it."""
+    lock, asked = files._lock, threading.Barrier(2, timeout=0.5)
+
+    def slow_lock(folder, path):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            asked.wait()  # both are here at once, if they can be
+        return lock(folder, path)
+
+    monkeypatch.setattr(files, "_lock", slow_lock)
+    done = threading.Barrier(2, timeout=60)
+
+    def use(_):
+        try:
+            with files.in_use(tmp_path):
+                done.wait()
+            return "had it"
+        except RuntimeError as error:
+            if isinstance(error, threading.BrokenBarrierError):
+                raise
+            done.wait()
+            return "this process" in str(error)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(use, range(2)))
+    assert sorted(found, key=str) == [True, "had it"]

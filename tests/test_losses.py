@@ -7,6 +7,7 @@ import pytest
 
 from eprop import losses
 from tests.comparison import assert_close
+from tests.errors import assert_raises, check
 
 T, B, K, N = 12, 3, 4, 5
 RNG = np.random.default_rng(0)
@@ -131,3 +132,78 @@ def test_windows_add_up(name):
     assert_close(total(T, 5), total(T, T), 1e-14)
     assert_close(total(T, 1), total(T, T), 1e-14)
     assert abs(total(None, 5) / total(None, T) - 1) > 0.1
+
+
+OF_THREE = jnp.zeros((T, B, K))
+
+
+@check(
+    {
+        "outputs of one example": (
+            lambda: losses.mean_squared_error(OF_THREE[:, 0], OF_THREE[:, 0]),
+            ValueError,
+            ["outputs have shape (12, 4)", "[time, batch, n]", "outputs[:, None]"],
+        ),
+        "outputs of one step": (
+            lambda: losses.softmax_cross_entropy(OF_THREE[-1], LABELS[-1]),
+            ValueError,
+            ["outputs have shape (3, 4)", "outputs[None]"],
+        ),
+        "spikes": (
+            lambda: losses.firing_rate_penalty(SPIKES[:, 0], 10.0, dt=1.0),
+            ValueError,
+            ["spikes have shape (12, 5)"],
+        ),
+        "running rates": (
+            lambda: losses.running_rate_penalty(SPIKES[:, 0], 10.0, dt=1.0),
+            ValueError,
+            ["spikes have shape (12, 5)"],
+        ),
+        "potentials": (
+            lambda: losses.voltage_penalty(VOLTAGES[0], 1.0),
+            ValueError,
+            ["v have shape (3, 5)"],
+        ),
+    }
+)
+def test_two_axes_are_not_enough(given, error, parts):
+    """For with one readout they would fit each other, step by example."""
+    assert_raises(given, error, parts)
+
+
+@check(
+    {
+        "rate": (lambda s: losses.firing_rate_penalty(s, -10.0, dt=1.0), ValueError, ["-10.0"]),
+        "threshold": (lambda s: losses.voltage_penalty(s, -1.0), ValueError, ["-1.0", "positive"]),
+        "class weights": (
+            lambda s: losses.softmax_cross_entropy(s, LABELS, class_weights=[1, -5, 1, 1, 1]),
+            ValueError,
+            ["class_weights", "from -5 to 1"],
+        ),
+        "mask": (
+            lambda s: losses.mean_squared_error(s, s, mask=np.where(np.arange(T), 1, -1)),
+            ValueError,
+            ["mask", "from -1 to 1"],
+        ),
+        "NaN": (
+            lambda s: losses.mean_squared_error(s, s, mask=jnp.full(T, jnp.nan)),
+            ValueError,
+            ["mask", "finite"],
+        ),
+    }
+)
+def test_what_is_known_is_checked_in_a_program_too(given, error, parts):
+    assert_raises(lambda: jax.jit(given)(SPIKES), error, parts)
+
+
+@pytest.mark.parametrize("n_classes", [128, 256, 300])
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.int64])
+def test_labels_of_few_bits(dtype, n_classes):
+    """Of which there may be fewer than there are classes."""
+    outputs = jnp.asarray(RNG.normal(size=(2, 3, n_classes)))
+    labels = np.array([0, 100, 127], dtype)
+    expected = losses.softmax_cross_entropy(outputs, labels)
+    assert np.isfinite(expected)
+    assert_close(jax.jit(losses.softmax_cross_entropy)(outputs, labels), expected, 1e-14)
+    wrong = jax.jit(losses.softmax_cross_entropy)(outputs[..., :100], labels)
+    assert np.isnan(wrong)

@@ -174,6 +174,25 @@ class TestStreams:
 
 
 class TestErrors:
+    @pytest.mark.parametrize("window", [5, 8])
+    def test_aux_with_an_axis_of_time(self, window):
+        """Before anything is computed, for the last steps may fill no window."""
+        case, *_ = long_case("ALIF")
+        rule = eprop.EProp(window=window)
+        evaluate = eprop.stream_value_and_grad(
+            lambda *args: (case.loss(*args), args[0].outputs), rule, has_aux=True
+        )
+        with pytest.raises(ValueError, match=r"aux of one step is .*but of a window"):
+            evaluate(case.network, in_chunks(case, [50]))
+
+    def test_aux_of_text(self):
+        case, *_ = long_case("ALIF")
+        evaluate = eprop.stream_value_and_grad(
+            lambda *args: (case.loss(*args), "good"), eprop.EProp(window=5), has_aux=True
+        )
+        with pytest.raises(TypeError, match="aux = 'good' is no array"):
+            evaluate(case.network, in_chunks(case, [50]))
+
     def evaluate(self, *chunks):
         case, *_ = long_case("ALIF")
         evaluate = eprop.stream_value_and_grad(case.loss, eprop.EProp(window=16))

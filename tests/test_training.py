@@ -189,6 +189,45 @@ class TestSteps:
 
     @check(
         {
+            "accuracy": (
+                lambda trajectory, _: jnp.mean((trajectory.outputs > 0) * 1.0),
+                ValueError,
+                ["lets no gradient back", "an accuracy beside it"],
+            ),
+            "constant": (lambda *_: jnp.ones(()), ValueError, ["lets no gradient back"]),
+        }
+    )
+    def test_a_loss_that_teaches_nothing(self, given, error, parts):
+        start = eprop.init_training(NETWORK, eprop.EProp(), OPTIMIZER)
+        step = eprop.training_step(given, OPTIMIZER)
+        assert_raises(lambda: step(start, (INPUTS, TARGETS)), error, parts)
+
+    def test_a_list_of_targets_is_refused(self):
+        """A program would be compiled for each."""
+        step = eprop.training_step(LOSS, OPTIMIZER)
+        start = eprop.init_training(NETWORK, eprop.EProp(), OPTIMIZER)
+        parts = ["targets is a list of numbers", "np.asarray"]
+        assert_raises(lambda: step(start, (INPUTS, [1, 0])), TypeError, parts)
+
+    @pytest.mark.parametrize("trainable", [eqx.is_array, True])
+    def test_indices_are_not_trained(self, trainable):
+        sparse = eprop.Sparse(np.ones((6, 2)), np.tile([0, 1], (6, 1)), n_pre=NETWORK.n_in)
+        network = eprop.Network(
+            eprop.LIF(6), n_in=NETWORK.n_in, n_out=2, w_in=sparse, key=jax.random.key(0)
+        )
+        for begin in (
+            lambda: eprop.init_training(network, eprop.EProp(), OPTIMIZER, trainable),
+            lambda: eprop.OnlineLearner(
+                network, LOSS, eprop.EProp(), OPTIMIZER, update_every=1, trainable=trainable
+            ),
+            lambda: eprop.grad(LOSS, eprop.EProp(), trainable=trainable)(network, INPUTS, TARGETS),
+        ):
+            assert_raises(
+                begin, TypeError, ["trainable picks network", "indices", "is_inexact_array"]
+            )
+
+    @check(
+        {
             "vector": (lambda y: (y.sum(), y), TypeError, ["aux is a", "a dictionary"]),
             "loss twice": (
                 lambda y: (y.sum(), {"loss": 1}),
