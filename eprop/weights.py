@@ -56,8 +56,8 @@ def added(weights: Any, updates: Any) -> Any:
                 f"the optimiser's update of weights of shape {weight.shape} has shape "
                 f"{update.shape}: a learning rate is one number, or of these weights' shape"
             )
-        wide = jnp.promote_types(weight.dtype, update.dtype)
-        return (weight.astype(wide) + update.astype(wide)).astype(weight.dtype)
+        with jax.numpy_dtype_promotion("standard"):
+            return (weight + update).astype(weight.dtype)
 
     return jax.tree.map(after, updates, weights, is_leaf=lambda x: x is None)
 

@@ -204,6 +204,7 @@ def test_keys_side_by_side():
     assert relative_error(together.w_out[0], together.w_out[1]) > 0.1
 
 
+@pytest.mark.usefixtures("as_a_user_has_it")
 def test_a_rate_is_a_number_of_python():
     """As an array it would be compared with that of each other network, which arrays can't be."""
     dropout = eprop.Dropout(jnp.asarray(0.25), per_step=np.bool_(False))

@@ -184,6 +184,7 @@ def test_nothing_decays_between_the_updates_of_several_steps():
     assert_close(states[3].rule.feedback.b, (1 - DECAY) * case.b + update, 1e-12)
 
 
+@pytest.mark.usefixtures("as_a_user_has_it")
 @pytest.mark.parametrize("name", ["symmetric", "adaptive"])
 def test_weights_and_feedback_keep_their_dtype(name):
     """Whatever the optimiser's, as a learning rate of float64 would make it."""

@@ -137,6 +137,7 @@ def test_windows_add_up(name):
 OF_THREE = jnp.zeros((T, B, K))
 
 
+@pytest.mark.usefixtures("as_a_user_has_it")
 @check(
     {
         "outputs of one example": (
@@ -171,6 +172,7 @@ def test_two_axes_are_not_enough(given, error, parts):
     assert_raises(given, error, parts)
 
 
+@pytest.mark.usefixtures("as_a_user_has_it")
 @check(
     {
         "rate": (lambda s: losses.firing_rate_penalty(s, -10.0, dt=1.0), ValueError, ["-10.0"]),
@@ -186,7 +188,7 @@ def test_two_axes_are_not_enough(given, error, parts):
             ["mask", "from -1 to 1"],
         ),
         "NaN": (
-            lambda s: losses.mean_squared_error(s, s, mask=jnp.full(T, jnp.nan)),
+            lambda s: losses.mean_squared_error(s, s, mask=np.full(T, np.nan)),
             ValueError,
             ["mask", "finite"],
         ),

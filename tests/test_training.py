@@ -190,7 +190,7 @@ class TestSteps:
     @check(
         {
             "accuracy": (
-                lambda trajectory, _: jnp.mean((trajectory.outputs > 0) * 1.0),
+                lambda trajectory, _: jnp.sign(trajectory.outputs).mean(),
                 ValueError,
                 ["lets no gradient back", "an accuracy beside it"],
             ),
