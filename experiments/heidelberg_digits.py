@@ -58,20 +58,20 @@ class Config:
     """Time step in ms."""
     lengths: tuple[int, ...] = (100, 150, 200, 250, 350)
     """Numbers of steps to pad to; what comes after the greatest is cut off."""
-    answer_ms: float = 100.0
+    answer_ms: float = 200.0
     """Time at the end of each recording in ms, in which the answer is read."""
 
     n: int = 128
     """Adaptive neurons."""
     tau_v: float = 20.0
     """Membrane time constant in ms."""
-    tau_a: float = 200.0
+    tau_a: float = 500.0
     """Time constant of the threshold adaptation in ms."""
-    tau_out: float = 20.0
+    tau_out: float = 60.0
     """Time constant of the readout in ms."""
     v_th: float = 0.5
     """Threshold, in units of the membrane potential."""
-    beta: float = 0.05
+    beta: float = 0.1
     """By how much a spike raises the threshold, in units of the membrane potential."""
     gamma: float = 0.3
     """Height of the pseudo-derivative (dimensionless)."""
@@ -84,7 +84,7 @@ class Config:
     """Firing rate that the penalty draws each neuron to, in Hz."""
     rate_penalty: float = 1.0
     """Weight of the firing-rate penalty, of squared rates in (spikes/ms)²."""
-    iterations: int = 300
+    iterations: int = 600
     """Updates."""
     check_every: int = 50
     """Iterations between validations, and between checkpoints."""
