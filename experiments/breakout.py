@@ -32,7 +32,7 @@ from figures.breakout import draw
 
 from . import rollouts
 from .learners import make_rule, only_readout
-from .runs import RunFolder, random_key, resumable
+from .runs import RunFolder, random_key, resumable, without_seeds
 
 key_of = functools.partial(random_key, ("weights", "feedback", "training", "games", "test"))
 
@@ -241,14 +241,15 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     Returns the summary, as in `summary.json`. All else is in the run's folder too.
     """
     folder, tested, last = RunFolder(config.folder, config), [], []
-    for seed in config.seeds:
+    seeds, config = config.seeds, without_seeds(config)
+    for seed in seeds:
         (learning, _), rows = train(config, seed, progress)
         tested.append(play(config, learning.network, key_of(seed, "test")))
         last.append(rows)
-    at_random = [play(config, None, key_of(seed, "test"))[0] for seed in config.seeds]
+    at_random = [play(config, None, key_of(seed, "test"))[0] for seed in seeds]
     summary = {
         "learner": config.learner,
-        "seeds": list(config.seeds),
+        "seeds": list(seeds),
         "test_score": [score(heard) for heard, _ in tested],
         "test_games": [int(heard[1].sum()) for heard, _ in tested],
         "random_policy": [score(heard) for heard in at_random],

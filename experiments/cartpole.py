@@ -38,7 +38,7 @@ from figures.cartpole import draw
 
 from . import rollouts
 from .learners import make_rule
-from .runs import RunFolder, random_key, resumable
+from .runs import RunFolder, random_key, resumable, without_seeds
 
 key_of = functools.partial(random_key, ("weights", "feedback", "training", "episodes", "test"))
 
@@ -297,14 +297,15 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     Returns the summary, as in `summary.json`. All else is in the run's folder too.
     """
     folder, tested, greedy, last = RunFolder(config.folder, config), [], [], []
-    for seed in config.seeds:
+    seeds, config = config.seeds, without_seeds(config)
+    for seed in seeds:
         (learning, _), rows = train(config, seed, progress)
         tested.append(test(config, learning.network, seed, greedy=False))
         greedy.append(test(config, learning.network, seed, greedy=True)[0])
         last.append(rows)
     summary = {
         "learner": config.feedback,
-        "seeds": list(config.seeds),
+        "seeds": list(seeds),
         "test_decisions": [float(lengths.mean()) for lengths, _ in tested],
         "test_at_limit": [float(np.mean(lengths == LIMIT)) for lengths, _ in tested],
         "greedy_decisions": [float(lengths.mean()) for lengths in greedy],

@@ -18,6 +18,17 @@ from .runs import random_key
 key_of = functools.partial(random_key, ("weights", "feedback", "patterns", "batches"))
 
 
+def check_steps(config: Any, *names: str) -> None:
+    """`ValueError` for a time of a configuration, in ms, that is not even one step of its `dt`."""
+    for name in names:
+        value = getattr(config, name)
+        if not round(value / config.dt) >= 1:
+            raise ValueError(
+                f"{name} = {value:g} ms is no step of dt = {config.dt:g} ms: write at least "
+                f"{config.dt:g}"
+            )
+
+
 def accuracy(scores: Float[Array, "batch n_out"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
     """The fraction of examples whose highest score is that of their class."""
     return jnp.mean(jnp.argmax(scores, axis=-1).astype(labels.dtype) == labels)

@@ -31,7 +31,7 @@ from eprop.tasks import EvidenceAccumulation
 from figures.delayed_reward import draw
 
 from .learners import make_rule
-from .runs import RunFolder, configuration, random_key, resumable
+from .runs import RunFolder, configuration, random_key, resumable, without_seeds
 
 key_of = functools.partial(
     random_key, ("weights", "feedback", "training", "validation", "test", "figure")
@@ -266,8 +266,9 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     Returns the summary, as in `summary.json`. All else is in the run's folder too.
     """
     folder, states, last = RunFolder(config.folder, config), [], []
+    seeds, config = config.seeds, without_seeds(config)
     judge = make_accuracy(config, config.validation_batches)
-    for seed in config.seeds:
+    for seed in seeds:
         network = make_network(config, seed)
         b = jax.random.normal(key_of(seed, "feedback"), (network.n, network.n_out))
         training = eprop.init_training(
@@ -295,25 +296,25 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     test = make_accuracy(config, config.test_batches)
     summary = {
         "learner": config.learner,
-        "seeds": list(config.seeds),
+        "seeds": list(seeds),
         "test_accuracy": [
             float(test(state.average, key_of(seed, "test")))
-            for seed, state in zip(config.seeds, states, strict=True)
+            for seed, state in zip(seeds, states, strict=True)
         ],
         "test_trials": config.test_batches * config.batch_size,
         "training_trials": config.iterations * config.batch_size,
         "rate_hz": [row["rate_hz"] for row in last],
         "seconds": [row["seconds"] for row in last],
     }
-    folder.write_arrays("trial", jax.device_get(record_trial(config, states[0].average)))
+    folder.write_arrays("trial", jax.device_get(record_trial(config, seeds[0], states[0].average)))
     folder.write_json("summary", summary)
     return summary
 
 
 @eqx.filter_jit
-def record_trial(config: Config, network: eprop.Network) -> dict[str, Array]:
+def record_trial(config: Config, seed: int, network: eprop.Network) -> dict[str, Array]:
     """The first trials with a cue on either side, of the first seed, as the figure shows them."""
-    trials = config.task.sample(key_of(config.seeds[0], "figure"), 32)
+    trials = config.task.sample(key_of(seed, "figure"), 32)
     chosen = jnp.stack([jnp.argmax(trials.labels == 0), jnp.argmax(trials.labels == 1)])
     inputs = trials.inputs[:, chosen]
     trajectory = network(inputs)

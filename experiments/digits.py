@@ -26,10 +26,10 @@ import eprop
 from eprop import losses
 from figures.digits import draw
 
-from .classification import accuracy, key_of, train
+from .classification import accuracy, check_steps, key_of, train
 from .digit_spikes import N_PIXELS, Digits, by_latency, by_rows, load
 from .learners import make_rule
-from .runs import RunFolder, resumable
+from .runs import RunFolder, resumable, without_seeds
 
 N_CLASSES = 10
 
@@ -93,6 +93,9 @@ class Config:
     """Folder of the results."""
     run: str = "{encoding}_{learner}"
     """Name of this run's own folder in it."""
+
+    def __post_init__(self):
+        check_steps(self, "row_ms", "image_ms", "answer_ms")
 
     @property
     def learner(self) -> str:
@@ -188,6 +191,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     Returns the summary, as in `summary.json`. All else is in the run's folder too.
     """
     folder, digits, states, last = RunFolder(config.folder, config), load(), [], []
+    seeds, config = config.seeds, without_seeds(config)
     validation, test = encode(config, digits.validation), encode(config, digits.test)
 
     @eqx.filter_jit
@@ -197,7 +201,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     def validate(state: eprop.TrainState, iteration: int) -> dict[str, Array]:
         return {"validation_accuracy": correct(state.network, *validation)}
 
-    for seed in config.seeds:
+    for seed in seeds:
         b = jax.random.normal(key_of(seed, "feedback"), (config.n, N_CLASSES))
         rule = make_rule(config.learner, b)
         state, rows = train(
@@ -216,7 +220,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     summary = {
         "learner": config.learner,
         "encoding": config.encoding,
-        "seeds": list(config.seeds),
+        "seeds": list(seeds),
         "test_accuracy": [float(correct(state.network, *test)) for state in states],
         "test_images": len(digits.test.labels),
         "rate_hz": [row["rate_hz"] for row in last],

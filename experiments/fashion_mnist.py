@@ -29,10 +29,10 @@ import eprop
 from eprop import losses
 from figures.fashion_mnist import draw
 
-from .classification import accuracy, key_of, linear_accuracy, train
+from .classification import accuracy, check_steps, key_of, linear_accuracy, train
 from .images import FASHION_MNIST, Images, load
 from .learners import make_rule
-from .runs import RunFolder, configuration, resumable
+from .runs import RunFolder, configuration, resumable, without_seeds
 
 N_CLASSES = 10
 SIDE = 28
@@ -105,6 +105,9 @@ class Config:
     """Folder of the results."""
     run: str = "{encoding}_{learner}_{start}_depth{depth}"
     """Name of this run's own folder in it."""
+
+    def __post_init__(self):
+        check_steps(self, "image_ms", "answer_ms")
 
     @property
     def learner(self) -> str:
@@ -358,6 +361,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     Returns the summary, as in `summary.json`. All else is in the run's folder too.
     """
     folder, images = RunFolder(config.folder, config), split(config)
+    seeds, config = config.seeds, without_seeds(config)
     found: dict[str, list[Any]] = {
         name: [] for name in ("test_accuracy", "rates_hz", "gradient_norms", "seconds")
     }
@@ -380,7 +384,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     looked_at = (encode(config, pixels), labels)
     rates = eqx.filter_jit(layer_rates)
 
-    for seed in config.seeds:
+    for seed in seeds:
         network = make_network(config, seed)
         if config.start == "scaled":
             sample = as_arrays(images.train)[0][:200]
@@ -406,7 +410,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
         found["seconds"].append(rows[-1]["seconds"])
     summary = {
         "learner": config.learner,
-        "seeds": list(config.seeds),
+        "seeds": list(seeds),
         "layers": [layer.n for layer in make_network(config, 0).layers],
         "test_images": len(images.test.labels),
         "linear_accuracy": pixels_alone(images),

@@ -80,7 +80,9 @@ def summary_of(config: fashion_mnist.Config, progress: bool) -> dict[str, Any]:
     """Of a run that is made now, unless it was before."""
     path = RunFolder(config.folder, config).path / "summary.json"
     if path.exists():
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
+        if found["seeds"] == list(config.seeds):
+            return found
     if progress:
         print(config.folder)
     return fashion_mnist.run(config, progress)

@@ -29,10 +29,10 @@ import eprop
 from eprop import losses
 from figures.heidelberg_digits import draw
 
-from .classification import accuracy, key_of, linear_accuracy, train
+from .classification import accuracy, check_steps, key_of, linear_accuracy, train
 from .events import Recordings, open_event_images, open_spoken, read_batch
 from .learners import make_rule, only_readout
-from .runs import RunFolder, resumable
+from .runs import RunFolder, resumable, without_seeds
 from .spoken_digits import made_up
 
 
@@ -93,6 +93,9 @@ class Config:
     """Folder of the results."""
     run: str = "{source}_{learner}"
     """Name of this run's own folder in it."""
+
+    def __post_init__(self):
+        check_steps(self, "answer_ms")
 
     @property
     def learner(self) -> str:
@@ -284,6 +287,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     Returns the summary, as in `summary.json`. All else is in the run's folder too.
     """
     folder, split = RunFolder(config.folder, config), open_data(config)
+    seeds, config = config.seeds, without_seeds(config)
     n_in, n_out = split.train.n_features, split.train.n_classes
     states, last = [], []
 
@@ -300,7 +304,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     def validate(state: eprop.TrainState, iteration: int) -> dict[str, float]:
         return {"validation_accuracy": correct(state.network, split.train, split.validation)}
 
-    for seed in config.seeds:
+    for seed in seeds:
         network = make_network(config, seed, n_in, n_out)
         state, rows = train(
             network,
@@ -319,7 +323,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     everything = np.arange(len(split.test.labels))
     summary = {
         "learner": config.learner,
-        "seeds": list(config.seeds),
+        "seeds": list(seeds),
         "test_accuracy": [correct(state.network, split.test, everything) for state in states],
         "test_recordings": len(everything),
         "linear_accuracy": {n: counts_alone(config, split, n) for n in (1, 10)},

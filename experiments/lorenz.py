@@ -32,7 +32,7 @@ from figures.lorenz import draw
 from .attractor import Attractor, Split, errors_of
 from .learners import make_rule
 from .nvar import NVAR
-from .runs import RunFolder, configuration, random_key, resumable
+from .runs import RunFolder, configuration, random_key, resumable, without_seeds
 
 N = 3
 """Coordinates of a sample."""
@@ -314,22 +314,23 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     Returns the summary, as in `summary.json`. All else is in the run's folder too.
     """
     folder, series = RunFolder(config.folder, config), config.series
+    seeds, config = config.seeds, without_seeds(config)
     errors, last, trial = [], [], {}
-    for seed in config.seeds:
+    for seed in seeds:
         split = series.trajectory(seed)
         network, rows = train_network(config, seed, split, progress)
         past, future = series.trials(split.test)
         made = forecasts(config, split, network, past)
         errors.append({name: errors_of(found, future) for name, found in made.items()})
         last.append(rows[-1])
-        if seed == config.seeds[0]:
+        if seed == seeds[0]:
             of_first = {f"forecast_{name}": found[:, 0] for name, found in made.items()}
             trial = {"times": series.times, "future": future[:, 0], **of_first}
     medians = {
         f"error_{name}": np.stack([np.median(found[name], axis=1) for found in errors])
         for name in errors[0]
     }
-    summary = summarise(config, errors, last)
+    summary = {"seeds": list(seeds), **summarise(config, errors, last)}
     folder.write_arrays("trial", trial | medians)
     folder.write_json("summary", summary)
     return summary
@@ -348,7 +349,6 @@ def summarise(
     return {
         "network": config.network.name,
         "learner": config.learner,
-        "seeds": list(config.seeds),
         "valid_time": {
             name: [float(np.median(valid_times(found[name]))) for found in errors]
             for name in errors[0]

@@ -28,7 +28,7 @@ import eprop
 from eprop import files
 from figures.fig2_phonemes import draw
 
-from .runs import RunFolder, configuration, resumable
+from .runs import RunFolder, configuration, resumable, without_seeds
 from .speech import decoding, objectives
 from .speech.batches import Shapes, batch_of, make_batches, outputs_of, shapes_of
 from .speech.corpus import Corpus, Sentence, load
@@ -70,16 +70,18 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     corpus = load(config.data, config.features, config.stack)
     if config.task == "ctc":
         objectives.check_room([*corpus.train, *corpus.development, *corpus.test])
-    settings = {**files.as_json(config), "corpus": corpus.settings}
-    folder = RunFolder(config.folder, settings)
+    of_corpus = {"corpus": corpus.settings}
+    folder = RunFolder(config.folder, files.as_json(config) | of_corpus)
+    seeds, config = config.seeds, without_seeds(config)
+    settings = files.as_json(config) | of_corpus
     everyone = [*corpus.train, *corpus.development, *corpus.test]
     judge = Judge(config, corpus, shapes_of(everyone, config.n_lengths))
-    found = [train_seed(config, seed, judge, settings, progress) for seed in config.seeds]
+    found = [train_seed(config, seed, judge, settings, progress) for seed in seeds]
     summary = {
         "learner": config.learner,
         "task": config.task,
         "cell": config.cell,
-        "seeds": list(config.seeds),
+        "seeds": list(seeds),
         "phonemes": list(corpus.phonemes),
         **{name: [of_seed[name] for of_seed, _ in found] for name in found[0][0]},
     }

@@ -6,6 +6,7 @@ Every file is written whole or not at all, and a folder belongs to one configura
 """
 
 import contextlib
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,17 +52,19 @@ class RunFolder:
     def __init__(self, path: Path, config: Any, may_change: Sequence[str] = ()):
         """Create the folder, or take up the one of the same configuration.
 
-        `may_change` names settings that a run may be gone on with in another way, such as how long.
+        `may_change` names settings that a run may be gone on with in another way, such as how long;
+        seeds may be others in any case. A folder that nothing else came into is free.
         """
         self.path = path
         mine = files.as_json(config)
-        if (path / "config.json").exists():
+        if (path / "config.json").exists() and len(list(path.iterdir())) > 1:
             theirs = json.loads((path / "config.json").read_text())
-            changed = files.differences(theirs | {name: mine[name] for name in may_change}, mine)
-            if changed:
+            taken = {name: mine[name] for name in (*may_change, "seeds") if name in mine}
+            if changed := files.differences(theirs | taken, mine):
+                named = "a name of its own with --run" if "run" in mine else "--results of its own"
                 raise SystemExit(
                     f"{path} holds a run of another configuration ({changed}): "
-                    f"give this one a name of its own with --run, or remove that folder"
+                    f"give this one {named}, or remove that folder"
                 )
         files.write_json(path / "config.json", mine)
 
@@ -72,6 +75,11 @@ class RunFolder:
         files.write_atomically(
             self.path / f"{name}.npz", lambda file: np.savez(file, allow_pickle=False, **arrays)
         )
+
+
+def without_seeds(config: Any) -> Any:
+    """What is the same for every seed, so that others may be added to those of a run."""
+    return dataclasses.replace(config, seeds=())
 
 
 def random_key(purposes: Sequence[str], seed: int, purpose: str) -> Array:

@@ -27,7 +27,7 @@ from figures.spike_patterns import draw
 
 from .classification import accuracy, key_of, train
 from .learners import make_rule
-from .runs import RunFolder, configuration, resumable
+from .runs import RunFolder, configuration, resumable, without_seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,9 +185,10 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     Returns the summary, as in `summary.json`. All else is in the run's folder too.
     """
     folder, networks, last = RunFolder(config.folder, config), [], []
+    seeds, config = config.seeds, without_seeds(config)
     loss = make_loss(config)
     judge = eqx.filter_jit(lambda network, inputs, labels: loss(network(inputs), labels)[1])
-    for seed in config.seeds:
+    for seed in seeds:
         network, data = make_network(config, seed), make_data(config, seed)
         b = jax.random.normal(key_of(seed, "feedback"), (config.n, config.n_classes))
         rule = make_rule(config.learner, b)
@@ -206,10 +207,10 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
         last.append(judge(state.network, *data) | {"seconds": rows[-1]["seconds"]})
     summary = {
         "learner": config.learner,
-        "seeds": list(config.seeds),
+        "seeds": list(seeds),
         **{name: [float(found[name]) for found in last] for name in last[0]},
     }
-    trial = record_trial(networks[0], *make_data(config, config.seeds[0]))
+    trial = record_trial(networks[0], *make_data(config, seeds[0]))
     folder.write_arrays("trial", jax.device_get(trial))
     folder.write_json("summary", summary)
     return summary

@@ -22,7 +22,7 @@ from figures.seed_runs import Run, comparable, read
 CONTROL = "lif_only"
 NAMES = plotting.NAMES | {CONTROL: "LIF neurons only"}
 ORDER = ("random", "symmetric", "bptt", CONTROL)
-MAY_DIFFER = ("rule", "feedback", "results", "run", "n_lif", "n_alif")
+MAY_DIFFER = ("rule", "feedback", "seeds", "results", "run", "n_lif", "n_alif")
 """What sets runs apart that are drawn together."""
 SIDES = ("left", "right")
 REQUIRED = 0.95

@@ -25,7 +25,7 @@ PLAIN = {"label": "{}, plain start", "color": "#cc79a7", "linestyle": "solid", "
 ORDER = ("bptt", "symmetric", "adaptive", "random")
 MAY_DIFFER = (
     *("rule", "feedback", "depth", "start", "readout", "rate_penalty"),
-    *("data", "results", "run"),
+    *("data", "seeds", "results", "run"),
 )
 """What sets runs apart that are drawn together."""
 

@@ -11,7 +11,7 @@ from eprop.files import differences, read_rows
 
 ORDER = ("frozen", "random", "symmetric", "bptt")
 """Of the rules, in legends and along axes."""
-MAY_DIFFER = ("rule", "feedback", "frozen", "results", "run")
+MAY_DIFFER = ("rule", "feedback", "frozen", "seeds", "results", "run")
 """What sets runs apart that are drawn together."""
 
 

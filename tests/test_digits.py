@@ -127,6 +127,31 @@ def test_every_learner_leaves_whole_results(tmp_path, few, changes):
     assert_drawn(figure.draw([config.folder], tmp_path / "figure.png"))
 
 
+def test_seeds_may_be_added(tmp_path, few, capsys):
+    """A finished run goes on with others, as if all had been trained at once."""
+    whole = experiment.run(small(tmp_path / "whole"), progress=False)
+    alone = experiment.run(small(tmp_path / "added", seeds=(0,)), progress=False)
+    added = experiment.run(small(tmp_path / "added"), progress=True)
+    assert "Finished before" in capsys.readouterr().out
+    timeless = [{k: x for k, x in found.items() if k != "seconds"} for found in (whole, added)]
+    assert timeless[0] == timeless[1]
+    assert alone["seeds"] == [0] and alone["test_accuracy"] == added["test_accuracy"][:1]
+    with pytest.raises(SystemExit, match=r"another configuration \(n = 8 there, 9 here\).*--run"):
+        experiment.run(small(tmp_path / "added", n=9), progress=False)
+
+
+def test_a_run_that_was_refused_leaves_its_folder_free(tmp_path):
+    with pytest.raises(ValueError, match="batch_size = 64 does not divide"):
+        experiment.run(small(tmp_path, batch_size=64), progress=False)
+    assert experiment.run(small(tmp_path, iterations=1), progress=False)["seeds"] == [0, 3]
+
+
+@pytest.mark.parametrize("name", ["row_ms", "image_ms", "answer_ms"])
+def test_times_are_at_least_a_step(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} = 0.4 ms is no step of dt = 1 ms"):
+        small(tmp_path, **{name: 0.4})
+
+
 def train(config, digits, folder=None):
     return classification.train(
         experiment.make_network(config, 0),

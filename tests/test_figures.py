@@ -57,6 +57,26 @@ def test_figures_are_drawn_again_from_results(tmp_path, monkeypatch, capsys):
     assert not [line for line in named if "numerical_verification" in line]
 
 
+def test_runs_that_can_not_be_compared_leave_the_others_drawn(tmp_path, monkeypatch, capsys):
+    drawn = []
+
+    class Module:
+        def __init__(self, name, error=None):
+            self.__name__, self.error = name, error
+
+        def main(self, arguments):
+            drawn.append(self.__name__)
+            if self.error is not None:
+                raise self.error
+
+    given = [Module("a"), Module("b", ValueError("they differ")), Module("c", SystemExit("none"))]
+    monkeypatch.setattr(make_all, "modules", lambda: [*given, Module("d")])
+    with pytest.raises(SystemExit, match=r"^not drawn: b$"):
+        make_all.main()
+    assert drawn == list("abcd")
+    assert "they differ" in capsys.readouterr().out
+
+
 def test_only_finished_runs_are_drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for run, file in (("a", "summary.json"), ("b", "metrics.json"), ("c", "metrics.jsonl")):
