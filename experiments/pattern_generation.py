@@ -24,7 +24,7 @@ from figures.figS7_pattern_generation import draw
 
 from . import patterns
 from .patterns import Setting
-from .runs import RunFolder, configuration, resumable
+from .runs import RunFolder, configuration, resumable, without_seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,22 +79,22 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     Returns the summary, as in `summary.json`. All else is in the run's folder too.
     """
     folder = RunFolder(config.folder, config)
+    seeds, config = config.seeds, without_seeds(config)
     setting, runs, states = config.setting, [], []
-    for seed in config.seeds:
+    for seed in seeds:
         where = config.folder / f"seed{seed}"
         state, rows = patterns.train(setting, config.learner, seed, where, config, progress)
         runs.append(rows)
         states.append(state)
     summary = {
         "learner": config.learner,
-        "seeds": list(config.seeds),
+        "seeds": list(seeds),
         "squared_error": patterns.errors_of(runs),
         "rate_hz": [rows[-1]["rate_hz"] for rows in runs],
         "seconds": [rows[-1]["seconds"] for rows in runs],
     }
-    first = config.seeds[0]
-    before = patterns.make_network(setting, first)
-    trial = record_trial(before, states[0].network, *patterns.make_data(setting, first))
+    before = patterns.make_network(setting, seeds[0])
+    trial = record_trial(before, states[0].network, *patterns.make_data(setting, seeds[0]))
     folder.write_arrays("trial", jax.device_get(trial))
     folder.write_json("summary", summary)
     return summary

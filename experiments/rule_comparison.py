@@ -26,7 +26,7 @@ from figures.rule_comparison import draw
 
 from . import patterns
 from .patterns import LEARNERS, Setting
-from .runs import RunFolder, resumable
+from .runs import RunFolder, resumable, without_seeds
 
 WEIGHTS = ("w_in", "w_rec")
 """The matrices whose gradients are compared."""
@@ -88,11 +88,12 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
     Returns the summary, as in `summary.json`. All else is in folders by rule and seed beside it.
     """
     folder, setting = RunFolder(config.folder, config), config.setting
+    seeds, config = config.seeds, without_seeds(config)
     compare = make_comparison(setting)
     learners = {}
     for learner in LEARNERS:
         runs, compared = [], []
-        for seed in config.seeds:
+        for seed in seeds:
             data = patterns.make_data(setting, seed)
             _, rows = patterns.train(
                 setting,
@@ -120,7 +121,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
             ),
             "seconds": [rows[-1]["seconds"] for rows in runs],
         }
-    summary = {"seeds": list(config.seeds), "learners": learners}
+    summary = {"seeds": list(seeds), "learners": learners}
     folder.write_json("summary", summary)
     return summary
 
