@@ -26,7 +26,7 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
     runs = comparable([read(folder) for folder in folders], order=ORDER)
     with plotting.style():
         figure = Figure(figsize=(8, 5.6))
-        of_one, of_all = figure.subfigures(1, 2, width_ratios=(1, 1))
+        of_one, of_all = figure.subfigures(1, 2, squeeze=False).flat
         _recording(of_one.subplots(3, 1, sharex=True, height_ratios=(2, 2, 1.6)), runs[0])
         curves, dots = of_all.subplots(2, 1, height_ratios=(1.5, 1))
         curves.set_title("b", loc="left")
