@@ -29,12 +29,11 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
         of_one, of_all = figure.subfigures(1, 2, squeeze=False).flat
         _recording(of_one.subplots(3, 1, sharex=True, height_ratios=(2, 2, 1.6)), runs[0])
         curves, dots = of_all.subplots(2, 1, height_ratios=(1.5, 1))
-        curves.set_title("b", loc="left")
         learning(curves, runs)
         tested(dots, runs)
         for n_parts, accuracy in runs[0].summary["linear_accuracy"].items():
-            what = "spike counts" if n_parts == "1" else "those in tenths"
-            plotting.threshold(dots, accuracy, f"linear: {what}")
+            where = "" if n_parts == "1" else " in tenths of a recording"
+            plotting.threshold(dots, accuracy, f"linear, of spike counts{where}")
         for axes in (curves, dots):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         plotting.save(figure, path)
@@ -46,7 +45,7 @@ def _recording(panels: Sequence[Axes], run: Run) -> None:
     inputs, spikes, outputs = panels
     rate = 1000 * trial["spikes"].mean() / dt
     plotting.raster(inputs, trial["inputs"], dt)
-    inputs.set_title("a   A recording")
+    inputs.set_title("A recording")
     inputs.set_ylabel("channel")
     plotting.raster(spikes, trial["spikes"], dt)
     spikes.set_ylabel(f"neuron\n({plotting.NAMES[run.learner]}, {rate:.0f} Hz)")
