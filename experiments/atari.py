@@ -131,6 +131,13 @@ class Config:
     run: str = "{game}_{learner}_seed{seed}"
     """Name of this run's own folder in it."""
 
+    def __post_init__(self):
+        if self.compared < 1:
+            raise ValueError(
+                f"compared = {self.compared}: there is no score at random without a game, "
+                f"give at least 1"
+            )
+
     @property
     def chosen_from(self) -> tuple[int, ...]:
         """Actions, by the readouts' order."""

@@ -118,8 +118,8 @@ def make_network(config: Config, seed: int, line: AbstractDelayLine) -> eprop.Ne
 
 def log_probabilities(config: Config, trajectory: eprop.Trajectory) -> Float[Array, "batch 2"]:
     """Of the classes: each neuron's share of all spikes that arrive in time to be counted."""
-    late = round(config.delay)
-    counts = trajectory.spikes[: len(trajectory.spikes) - late].sum(0)
+    in_time = max(0, len(trajectory.spikes) - round(config.delay))
+    counts = trajectory.spikes[:in_time].sum(0)
     shares = counts / jnp.maximum(counts.sum(1, keepdims=True), 1.0)
     return jnp.log(shares + 1e-6)
 

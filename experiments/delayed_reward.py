@@ -110,6 +110,11 @@ class Config:
                 f"answer_ms = {self.answer_ms:g} must be from a step, {self.task.dt:g} ms, to the "
                 f"window in which it is asked, {self.task.recall_ms:g} ms"
             )
+        if not 1 <= self.check_every <= self.iterations:
+            raise ValueError(
+                f"check_every = {self.check_every} must be from 1 to iterations = "
+                f"{self.iterations}, or there is no validation to draw learning by"
+            )
 
     @property
     def learner(self) -> str:

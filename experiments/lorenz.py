@@ -29,7 +29,7 @@ from eprop import losses
 from eprop.trajectory import NetworkState
 from figures.lorenz import draw
 
-from .attractor import Attractor, Split, errors_of
+from .attractor import LYAPUNOV_EXPONENT, Attractor, Split, errors_of
 from .learners import make_rule
 from .nvar import NVAR
 from .runs import RunFolder, configuration, random_key, resumable, without_seeds
@@ -179,6 +179,12 @@ class Config:
     """Name of this run's own folder in it."""
 
     def __post_init__(self):
+        if self.series.n_ahead < 1:
+            one = LYAPUNOV_EXPONENT * self.series.interval
+            raise ValueError(
+                f"series.horizon = {self.series.horizon:g} Lyapunov times hold no sample to "
+                f"forecast: give at least {one:.3g}, the time from one sample to the next"
+            )
         shortest = min(self.series.n_train, self.series.n_validation) - 1
         if not 0 <= self.settle < self.length < shortest:
             raise ValueError(

@@ -48,6 +48,13 @@ class Config:
     run: str = "default"
     """Name of this run's own folder in it."""
 
+    def __post_init__(self):
+        if not 1 <= self.compare_every <= self.setting.iterations:
+            raise ValueError(
+                f"compare_every = {self.compare_every} must be from 1 to iterations = "
+                f"{self.setting.iterations}, or no gradients are compared during training"
+            )
+
     @property
     def folder(self) -> Path:
         return self.results / self.run
@@ -113,7 +120,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
             "squared_error": patterns.errors_of(runs),
             "angle_before": {w: [rows[0][f"angle.{w}"] for rows in compared] for w in WEIGHTS},
             "angle_median": {
-                w: [float(np.median([row[f"angle.{w}"] for row in rows])) for rows in compared]
+                w: [float(np.median([row[f"angle.{w}"] for row in rows[1:]])) for rows in compared]
                 for w in WEIGHTS
             },
             "control_largest": max(

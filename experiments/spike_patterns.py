@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 import eprop
 from eprop import losses
+from eprop.tasks.pattern_generation import check_rate
 from figures.spike_patterns import draw
 
 from .classification import accuracy, key_of, train
@@ -89,6 +90,13 @@ class Config:
     """Folder of the results."""
     run: str = "{learner}"
     """Name of this run's own folder in it."""
+
+    def __post_init__(self):
+        check_rate("rate_hz", self.rate_hz, self.dt)
+        if self.n_classes < 2:
+            raise ValueError(
+                f"n_classes = {self.n_classes}: there is nothing to tell apart, give at least 2"
+            )
 
     @property
     def learner(self) -> str:

@@ -23,7 +23,7 @@ MAY_DIFFER = ("learner", "results", "run")
 """What sets runs apart that are drawn together."""
 ORDER = ("random", "symmetric", "frozen")
 SHOWN = range(0, 40, 5)
-"""Decisions whose screens are shown."""
+"""Decisions whose screens are shown, of a game that is as long."""
 SCREEN = ListedColormap(["#f2f2f2", "black", "#d55e00", "#ffd06e", "#3a73bd"])
 """Nothing, paddle, ball, trail, bricks."""
 
@@ -51,7 +51,9 @@ def _game(figure: SubFigure, run: Run) -> None:
     screens, spikes, outputs = figure.subfigures(
         3, 1, squeeze=False, height_ratios=(1.2, 2, 1.9)
     ).flat
-    for axes, t in zip(screens.subplots(1, len(SHOWN)), SHOWN, strict=True):
+    shown = [t for t in SHOWN if t < len(run.trial["screens"])]
+    panels = screens.subplots(1, len(shown), squeeze=False)[0]
+    for axes, t in zip(panels, shown, strict=True):
         _screen(axes, run.trial["screens"][t])
         axes.set_title(f"{t * run.config['steps']} ms", loc="center")
     screens.suptitle(

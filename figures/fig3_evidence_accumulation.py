@@ -24,11 +24,10 @@ from figures.evidence_accumulation import draw_trial
 CONTROL = "lif_only"
 """A learner beside the rules: one of them, but without adaptive neurons."""
 NAMES = plotting.NAMES | {CONTROL: "LIF neurons only"}
-VARIED = (
-    *("rule", "feedback", "stop_z_gradients", "seed"),
-    *("n_lif", "n_alif", "iterations", "results", "run"),
-)
+VARIED = ("rule", "feedback", "stop_z_gradients", "seed", "results", "run")
 """Options in which runs may differ that are compared."""
+OF_CONTROL = ("n_lif", "n_alif", "iterations")
+"""Those in which the control may differ from the others, too."""
 SMOOTHING = 20
 """Iterations that an error is the mean of."""
 BOUND = 0.07
@@ -73,12 +72,9 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
     runs = [read(folder) for folder in folders]
     first = min(runs, key=lambda run: run.learner != "random")
     for run in runs:
-        settings = ({k: x for k, x in r.config.items() if k not in VARIED} for r in (first, run))
-        if changed := differences(*settings):
-            raise ValueError(
-                f"{first.folder} and {run.folder} are of different settings ({changed}): "
-                f"name the folders of runs that are to be compared"
-            )
+        alike = next(r for r in runs if (r.learner == CONTROL) == (run.learner == CONTROL))
+        _check(alike, run, VARIED)
+        _check(first, run, VARIED + OF_CONTROL)
     groups = {name: [run for run in runs if run.learner == name] for name in NAMES}
     groups = {name: group for name, group in groups.items() if group}
     with np.load(first.folder / "trial.npz") as arrays:
@@ -93,6 +89,17 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
         draw_trial(below, trial, first.config, f"c   A trial after training ({name})")
         plotting.save(figure, path)
     return path
+
+
+def _check(first: Run, other: Run, may_differ: Sequence[str]) -> None:
+    """`ValueError` if more differs than may differ."""
+    configs = (first.config, other.config)
+    settings = ({k: x for k, x in c.items() if k not in may_differ} for c in configs)
+    if changed := differences(*settings):
+        raise ValueError(
+            f"{first.folder} and {other.folder} are of different settings ({changed}): "
+            f"name the folders of runs that are to be compared"
+        )
 
 
 def _curves(axes: Axes, groups: dict[str, list[Run]]) -> None:

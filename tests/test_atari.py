@@ -8,6 +8,7 @@ import pytest
 from eprop import checkpoints
 from experiments import atari as experiment
 from figures import atari as figure
+from figures import plotting
 from tests.test_experiments import assert_drawn, assert_options, help_of
 
 pytestmark = pytest.mark.experiment
@@ -60,15 +61,44 @@ def test_a_run_that_is_interrupted_goes_on(learner, tmp_path):
         experiment.run(dataclasses.replace(config, learning_rate=0.1), progress=False)
 
 
+def finished_run(config):
+    """The folder of a run that was never played."""
+    folder = experiment.RunFolder(config.folder, config)
+    scores = np.random.default_rng(0).integers(-21, 5, 60)
+    folder.write_json("summary", {"scores_at_random": [-21.0, -20.0]})
+    folder.write_json("episodes", [[1000 * i, float(x)] for i, x in enumerate(scores)])
+    return config.folder
+
+
+def test_a_game_at_random_is_asked_for():
+    with pytest.raises(ValueError, match=r"compared = 0: .* at least 1"):
+        dataclasses.replace(SMALL, compared=0)
+
+
+def test_runs_are_told_apart(tmp_path, monkeypatch):
+    """Those of one rule and seed by their folders, and by their lines."""
+    changes = [{}, {"learner": "frozen"}, {"game": "fishing_derby"}]
+    configs = [dataclasses.replace(experiment.PRESETS["default"], **x) for x in changes]
+    configs.insert(1, experiment.PRESETS["reference"])
+    folders = [finished_run(dataclasses.replace(x, results=tmp_path)) for x in configs]
+    drawn = []
+    monkeypatch.setattr(plotting, "save", lambda figure, path: drawn.append(figure))
+    figure.draw(folders, tmp_path / "figure.png")
+    of_derby, of_pong = (
+        [line for line in axes.lines if line.get_label().count("seed")] for axes in drawn[0].axes
+    )
+    labels = ["pong_random_seed0", "reference_pong_random_seed0", "only readouts, seed 0"]
+    assert [line.get_label() for line in of_pong] == labels
+    assert [line.get_label() for line in of_derby] == ["e-prop, random, seed 0"]
+    assert len({line.get_color() for line in of_pong}) == 3
+    assert of_pong[0].get_color() == of_derby[0].get_color() == plotting.COLOURS["random"]
+
+
 def test_the_figure(tmp_path):
-    folders = []
-    for learner in ("random", "frozen"):
-        config = dataclasses.replace(SMALL, results=tmp_path, learner=learner)
-        folder = experiment.RunFolder(config.folder, config)
-        scores = np.random.default_rng(0).integers(-21, 5, 60)
-        folder.write_json("summary", {"scores_at_random": [-21.0, -20.0]})
-        folder.write_json("episodes", [[1000 * i, float(x)] for i, x in enumerate(scores)])
-        folders.append(config.folder)
+    folders = [
+        finished_run(dataclasses.replace(SMALL, results=tmp_path, learner=learner))
+        for learner in ("random", "frozen")
+    ]
     assert_drawn(figure.draw(folders, tmp_path / "figure.png"))
     np.testing.assert_allclose(figure._averaged(np.arange(30.0))[[0, 2, 29]], [0, 1, 19.5])
 

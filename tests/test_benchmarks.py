@@ -394,6 +394,13 @@ class TestSparseLayer:
         status, metrics = self.run(tmp_path, n_steps=1)
         assert status == 1 and metrics["gradient_nonzero"] == 0 < metrics["spiking"]
 
+    def test_a_folder_of_another_run_is_refused_before_measuring(self, tmp_path, monkeypatch):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "config.json").write_text("{}")
+        monkeypatch.setattr(sparse_layer, "measure", lambda _: pytest.fail("measured"))
+        with pytest.raises(SystemExit, match="another configuration"):
+            self.run(tmp_path, n_steps=1)
+
     def test_network_is_sparse(self):
         network, inputs, _ = sparse_layer.make(sparse_layer.Config(n=60, fan_in=10, n_in=20))
         assert network.w_rec.shape == network.w_in.shape == (60, 10)

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import eprop
@@ -180,10 +181,23 @@ class TestWideOnline:
         assert metrics["steps_per_second"] > 0 and metrics["events_per_second"] > 0
         assert "60 neurons, fan-in 10" in capsys.readouterr().out
 
-    def test_fails_where_nothing_is_learned(self, tmp_path):
-        """In one step no recurrent spike arrives."""
-        status, metrics = self.run(tmp_path, n_steps=1, chunk=1)
+    def test_fails_where_nothing_is_learned(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(optax, "sgd", lambda _: optax.set_to_zero())
+        status, metrics = self.run(tmp_path, n_steps=40, chunk=20)
         assert status == 1 and metrics["largest_change"] == 0 and metrics["difference"] < 1e-12
+
+    @pytest.mark.parametrize(("n_steps", "chunk"), [(50, 100), (100, 100), (250, 100), (50, 0)])
+    def test_steps_that_cannot_be_timed_are_refused(self, n_steps, chunk):
+        with pytest.raises(ValueError, match=f"chunk = {chunk} must .* n_steps = {n_steps}"):
+            wide_online.Config(n_steps=n_steps, chunk=chunk)
+
+    def test_a_folder_of_another_run_is_refused_before_measuring(self, tmp_path, monkeypatch):
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "config.json").write_text("{}")
+        for name in ("difference_from_dense", "measure"):
+            monkeypatch.setattr(wide_online, name, lambda _: pytest.fail("measured"))
+        with pytest.raises(SystemExit, match="another configuration"):
+            self.run(tmp_path, n_steps=40, chunk=20)
 
     def test_help(self):
         text = help_of("benchmarks.wide_online")

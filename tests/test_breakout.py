@@ -1,6 +1,7 @@
 """MinAtar's Breakout: pgx's game as an environment, scores, and the experiment, reduced."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,14 @@ def test_runs_leave_whole_results(runs, tmp_path):
     folders = [config.folder for config, _ in runs]
     assert_drawn(figure.draw(folders, tmp_path / "all.png"))
     assert_drawn(figure.draw(folders[-1:], tmp_path / "one.png"))
+
+
+@pytest.mark.parametrize("limit", [4, 30])
+def test_a_short_game_is_drawn_as_long_as_it_is(limit, runs, tmp_path):
+    folder = shutil.copytree(runs[0][0].folder, tmp_path / "short")
+    with np.load(folder / "trial.npz") as trial:
+        np.savez(folder / "trial.npz", **{name: x[:limit] for name, x in trial.items()})
+    assert_drawn(figure.draw([folder], tmp_path / "figure.png"))
 
 
 def test_frozen_is_frozen():

@@ -35,6 +35,9 @@ def test_spikes_are_counted_late():
     log_p = log_probabilities(Config(delay=4.0, n_steps=6), trajectory)
     expected = np.log([[2 / 3 + 1e-6, 1 / 3 + 1e-6], [1e-6, 1e-6]])
     np.testing.assert_allclose(log_p, expected, rtol=1e-6)
+    for delay in (6.0, 8.0):  # all are too late
+        log_p = log_probabilities(Config(delay=delay, n_steps=6), trajectory)
+        np.testing.assert_allclose(log_p, np.log(1e-6), rtol=1e-6)
 
 
 def test_a_run(tmp_path, capsys):

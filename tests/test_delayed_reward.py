@@ -96,6 +96,13 @@ def test_an_answer_is_the_mean_of_the_last_readouts():
             dataclasses.replace(SMALL, answer_ms=answer_ms)
 
 
+@pytest.mark.parametrize("check_every", [0, 5])
+def test_learning_is_looked_at(check_every):
+    """Or there would be nothing to draw of it, after all the training."""
+    with pytest.raises(ValueError, match=f"check_every = {check_every} .* iterations = 4"):
+        dataclasses.replace(SMALL, check_every=check_every)
+
+
 def test_evidence_is_that_of_the_supervised_experiment():
     """Its trials and its neurons; only what is said about answers is less."""
     mine, supervised = experiment.PRESETS["evidence"], evidence_accumulation.Config()

@@ -105,6 +105,26 @@ def test_runs_of_other_settings_are_not_compared(whole, tmp_path):
         figure.draw([first, tmp_path / "other"], tmp_path / "fig3.png")
 
 
+@pytest.mark.parametrize(
+    ("of", "changes", "told"),
+    [
+        ("random", {"n_lif": 3}, "n_lif = 4 there, 3 here"),
+        ("random", {"iterations": 9}, "iterations = 4 there, 9 here"),
+        ("lif_only", {"n_lif": 9}, "n_lif = 8 there, 9 here"),
+    ],
+)
+def test_only_the_control_has_other_neurons_and_iterations(whole, tmp_path, of, changes, told):
+    """And one control as another."""
+    config, _ = whole
+    both, other = folders_of(config), tmp_path / "other"
+    shutil.copytree(config.results / f"{of}_seed3", other)
+    made = json.loads((other / "config.json").read_text())
+    assert_drawn(figure.draw([*both, other], tmp_path / "fig3.png"))
+    (other / "config.json").write_text(json.dumps(made | changes))
+    with pytest.raises(ValueError, match=told):
+        figure.draw([*both, other], tmp_path / "fig3.png")
+
+
 def test_reads_the_errors(whole):
     config, _ = whole
     runs = [figure.read(folder) for folder in folders_of(config)]

@@ -373,6 +373,10 @@ class TestExperiment:
             ({"settle": 15}, "settle = 15 must be less than length = 15"),
             ({"length": 99}, "length = 99, and that less than 99"),
             ({"nvar": NVAR(stride=7)}, "see 22 samples back, but warm_up = 20"),
+            (
+                {"series": dataclasses.replace(SERIES, horizon=0.001)},
+                r"horizon = 0\.001 .* give at least 0\.00906",
+            ),
         ],
     )
     def test_what_does_not_fit_is_refused_before_training(self, changes, message):

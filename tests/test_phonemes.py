@@ -327,3 +327,18 @@ class TestBenchmark:
         assert set(metrics["rules"]) == {"bptt", "symmetric", "random"}
         if cell == "lsnn":
             assert metrics["rules"]["random"]["rate_hz"] > 1
+
+    def test_frames_are_stacked_as_the_preset_says(self, tmp_path, monkeypatch):
+        few, batches = small(tmp_path, "ctc", "lstm", batch_size=2, stack=3), []
+        monkeypatch.setattr(settings, "preset", lambda *_: few)
+        monkeypatch.setattr(
+            benchmark, "make_gradient", lambda _, batch: lambda: batches.append(batch) or (0, {})
+        )
+        rows = {"bptt": {"median_seconds": 60.0}}
+        monkeypatch.setattr(benchmark, "time_in_turn", lambda *_: rows)
+        monkeypatch.setattr(benchmark, "RULES", {"bptt": {}})
+        benchmark.measure(benchmark.Config("default", "ctc", "lstm", frames=18))
+        (batch,) = batches
+        assert batch.features.shape == (6, 2, 3 * 123) and batch.labels.shape == (6, 2)
+        assert batch.lengths.tolist() == [6, 6]
+        assert rows["bptt"]["epoch_minutes"] == 3696 / 2 * 102 / 6

@@ -61,6 +61,23 @@ def test_every_rule_is_compared_with_bptt(whole):
         assert all(row["rate_hz"] > 10 for row in of_run)
 
 
+def test_angles_during_training_are_those_of_its_iterations(whole):
+    """The one from before it is not among them."""
+    config, summary = whole
+    for folder, rows in metrics_of(config).items():
+        found = summary["learners"][folder.parts[0]]["angle_median"]
+        for w in experiment.WEIGHTS:
+            angles = [row[f"angle.{w}"] for row in rows if f"angle.{w}" in row]
+            assert len(angles) == 2 and found[w] == [np.median(angles)]
+
+
+@pytest.mark.parametrize("compare_every", [0, 6])
+def test_gradients_are_compared_during_training(compare_every):
+    """Or there would be nothing to draw of it, after all the training."""
+    with pytest.raises(ValueError, match=f"compare_every = {compare_every} .* iterations = 5"):
+        dataclasses.replace(SMALL, compare_every=compare_every)
+
+
 def test_all_rules_start_from_the_same_weights(whole):
     _, summary = whole
     errors = [found["squared_error"] for found in summary["learners"].values()]

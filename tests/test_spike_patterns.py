@@ -122,6 +122,19 @@ def test_patterns_are_frozen_and_differ_between_seeds():
     assert not np.array_equal(experiment.make_data(SMALL, 1)[0], inputs)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_classes": 1}, "n_classes = 1: .* at least 2"),
+        ({"rate_hz": -1.0}, "rate_hz=-1.0 Hz .* from 0 to 1000 Hz"),
+        ({"rate_hz": 600.0, "dt": 2.0}, "rate_hz=600.0 Hz .* from 0 to 500 Hz"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **changes)
+
+
 def test_scores_are_the_highest_outputs():
     outputs = jnp.array([[[0.0, -1.0]], [[2.0, 3.0]], [[1.0, -9.0]]])
     np.testing.assert_array_equal(experiment.scores(outputs), [[2.0, 3.0]])

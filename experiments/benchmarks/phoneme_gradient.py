@@ -1,8 +1,9 @@
 """Phoneme recognition: a gradient by e-prop beside one by BPTT, and what an epoch would take.
 
 The networks, batches and losses are those of experiments.phonemes with the preset that is named;
-the sentences are noise of one length, which takes as long. An epoch of TIMIT are 3696 sentences of
-306 frames in the mean (3.1 hours); its time is that of the gradients alone, without padding.
+the sentences are noise of one length, which takes as long. Where the preset has a network see
+several frames as one, it does so here. An epoch of TIMIT are 3696 sentences of 306 frames in the
+mean (3.1 hours); its time is that of the gradients alone, without padding.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ class Config:
     cell: settings.Cell = "lsnn"
     """Spiking neurons, or LSTM units."""
     frames: int = FRAMES
-    """Length of a sentence."""
+    """Length of a sentence in frames of 10 ms."""
     batch_size: int | None = None
     """Sentences of a batch; the preset's by default."""
     rounds: int = 3
@@ -58,11 +59,11 @@ class Config:
         return self.results / self.run.format(preset=self.preset, task=self.task, cell=self.cell)
 
 
-def make_batch(config: Config, batch_size: int) -> Batch:
-    """Noise, and labels at random."""
-    rng, n = np.random.default_rng(0), config.frames
+def make_batch(n: int, batch_size: int, n_features: int) -> Batch:
+    """Noise of `n` frames as the network sees them, and labels at random."""
+    rng = np.random.default_rng(0)
     return Batch(
-        features=rng.normal(size=(n, batch_size, N_FEATURES)).astype(np.float32),
+        features=rng.normal(size=(n, batch_size, n_features)).astype(np.float32),
         lengths=np.full(batch_size, n, np.int32),
         labels=rng.integers(0, N_PHONEMES, (n, batch_size), np.int32),
         phonemes=rng.integers(0, N_PHONEMES, (batch_size, LONGEST), np.int32),
@@ -72,7 +73,7 @@ def make_batch(config: Config, batch_size: int) -> Batch:
 
 def make_gradient(config: settings.Config, batch: Batch):
     """A function that computes one, of weights as they are drawn."""
-    recogniser = learning.make_network(config, 0, N_FEATURES, N_PHONEMES)
+    recogniser = learning.make_network(config, 0, batch.features.shape[-1], N_PHONEMES)
     rules, loss = learning.make_rules(config, 0, recogniser), learning.make_loss(config)
     key = jax.random.key(0) if config.dropout > 0 else None
 
@@ -86,14 +87,18 @@ def make_gradient(config: settings.Config, batch: Batch):
 def measure(config: Config) -> dict[str, Any]:
     """Times by rule."""
     preset = settings.preset(config.preset, config.task, config.cell)
-    batch = make_batch(config, config.batch_size or preset.batch_size)
+    batch = make_batch(
+        config.frames // preset.stack,
+        config.batch_size or preset.batch_size,
+        N_FEATURES * preset.stack,
+    )
     programs = {
         name: make_gradient(dataclasses.replace(preset, **changes), batch)
         for name, changes in RULES.items()
     }
     infos = {name: jax.device_get(program()[1]) for name, program in programs.items()}  # compiles
     rows = time_in_turn(programs, dict.fromkeys(programs, config.rounds), "gradients")
-    per_epoch = SENTENCES * FRAMES / batch.labels.size
+    per_epoch = SENTENCES * (FRAMES // preset.stack) / batch.labels.size
     for name, row in rows.items():
         row["epoch_minutes"] = per_epoch * row["median_seconds"] / 60
         row["of_bptt"] = row["median_seconds"] / rows["bptt"]["median_seconds"]

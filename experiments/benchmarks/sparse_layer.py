@@ -119,9 +119,10 @@ def main(args: Sequence[str] | None = None) -> int:
         Config, args=args, prog="python -m experiments.benchmarks.sparse_layer",
         description=__doc__,
     )  # fmt: skip
+    folder, metrics = RunFolder(config.folder, config), machine()
     with jax.enable_x64(False):
         found = measure(config)
-    RunFolder(config.folder, config).write_json("metrics", machine() | found)
+    folder.write_json("metrics", metrics | found)
     mib = 2**20
     print(
         f"{config.n} neurons, fan-in {config.fan_in}, {config.n_steps} steps, "

@@ -41,11 +41,18 @@ class Config:
     n_steps: int = 1000
     """Steps of 1 ms, an update after each."""
     chunk: int = 100
-    """Steps that are given to the learner at a time."""
+    """Steps that are given to the learner at a time. The first ones are not timed."""
     results: Path = Path("results/wide_online")
     """Folder of the results."""
     run: str = "n{n}_fan_in{fan_in}"
     """Name of this run's own folder in it."""
+
+    def __post_init__(self):
+        if not 0 < self.chunk < self.n_steps or self.n_steps % self.chunk:
+            raise ValueError(
+                f"chunk = {self.chunk} must be positive, divide n_steps = {self.n_steps} and be "
+                f"less, for the first chunk is not timed"
+            )
 
     @property
     def folder(self) -> Path:
@@ -107,8 +114,8 @@ def measure(config: Config) -> dict[str, Any]:
         rate = float(info.rates.mean())  # Hz
         spikes += rate / 1000 * config.n * config.chunk
         print(f"  {start + config.chunk} steps, {rate:.1f} Hz", flush=True)
-    without_first = sum(seconds[1:]) or seconds[0]  # which compiles
-    timed = config.n_steps - config.chunk or config.n_steps
+    without_first = sum(seconds[1:])  # which compiles
+    timed = config.n_steps - config.chunk
     change = _weights(state.network) - _weights(network)
     return {
         "steps_per_second": timed / without_first,
@@ -129,13 +136,14 @@ def main(args: Sequence[str] | None = None) -> int:
     config = tyro.cli(
         Config, args=args, prog="python -m experiments.benchmarks.wide_online", description=__doc__
     )
+    folder, metrics = RunFolder(config.folder, config), machine()
     with jax.enable_x64(True):
         difference = difference_from_dense(config)
     print(f"{config.n_compared} neurons: gradient off a dense network's by {difference:.0e}")
     print(f"{config.n} neurons, fan-in {config.fan_in}, an update at each step:")
     with jax.enable_x64(False):
         found = measure(config) | {"difference": difference}
-    RunFolder(config.folder, config).write_json("metrics", machine() | found)
+    folder.write_json("metrics", metrics | found)
     print(
         f"  {found['steps_per_second']:.1f} steps/s, {found['events_per_second']:.2g} synaptic "
         f"events/s\n  {found['state_bytes'] / 2**20:.0f} MiB of state, "
