@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import PercentFormatter
 
 from eprop.files import differences
 from figures import finished, plotting
@@ -107,31 +107,22 @@ def _line(kind: tuple[str, str]) -> dict[str, Any]:
 
 def _error(axes: Axes, kinds: dict[tuple[str, str], list[Run]]) -> None:
     """The mean of the seeds, and their range."""
-    n_seeds, least = set(), 0.1
+    n_seeds = set()
     for offset, (kind, runs) in zip(_offsets(kinds), kinds.items(), strict=True):
         depths = np.array([run.depth for run in runs])
-        values = [_error_of(run, run.summary["test_accuracy"]) for run in runs]
+        values = [1 - np.array(run.summary["test_accuracy"]) for run in runs]
         n_seeds |= {len(x) for x in values}
-        least = min(least, *(x.min() for x in values))
         means = np.array([x.mean() for x in values])
         ranges = np.abs(np.array([[x.min(), x.max()] for x in values]).T - means)
         axes.errorbar(depths + offset, means, ranges, capsize=2, **_line(kind))
     every = [run for runs in kinds.values() for run in runs]
-    linear = np.mean([_error_of(run, run.summary["linear_accuracy"]) for run in every])
+    linear = 1 - np.mean([run.summary["linear_accuracy"] for run in every])
     plotting.threshold(axes, float(linear), "a linear classifier")
-    plotting.threshold(axes, 0.9, "chance")
-    axes.set_yscale("log")
-    axes.set_ylim(0.7 * least, 1.0)
-    axes.set_yticks((0.1, 0.2, 0.4, 0.8), ("10%", "20%", "40%", "80%"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.margins(y=0.15)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set(xlabel="layers", ylabel="error on the test images")
-    axes.set(xticks=(1, 2, 3, 4), xlim=(0.7, 4.3))
+    axes.set(xticks=(1, 2, 3, 4), xlim=(0.7, 5.2))
     axes.set_title(f"a   After training: {plotting.mean_of(max(n_seeds))}")
-
-
-def _error_of(run: Run, accuracy: Any) -> np.ndarray:
-    """On a logarithmic axis none is half an image."""
-    return np.maximum(1 - np.array(accuracy), 0.5 / run.summary["test_images"])
 
 
 def _by_layer(axes: Axes, kinds: dict[tuple[str, str], list[Run]], name: str, when: int) -> None:
