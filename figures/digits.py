@@ -98,7 +98,7 @@ def tested(axes: Axes, runs: Sequence[Run]) -> None:
         axes.annotate(
             f"{values.mean():.1%}", (place + 0.28, values.mean()), va="center", fontsize=7
         )
-    names = [plotting.NAMES[run.learner] for run in runs]
+    names = [plotting.NAMES[run.learner].replace(", ", ",\n") for run in runs]
     axes.set_xticks(range(len(runs)), names)
     axes.set_xlim(-0.5, len(runs) - 0.3)
     what = "recordings" if "test_recordings" in runs[0].summary else "images"

@@ -30,6 +30,7 @@ def draw(folders: Sequence[Path], path: Path) -> Path:
         _recording(of_one.subplots(3, 1, sharex=True, height_ratios=(2, 2, 1.6)), runs[0])
         curves, dots = of_all.subplots(2, 1, height_ratios=(1.5, 1))
         learning(curves, runs)
+        curves.legend(loc="center right", handlelength=3.5)  # off the frozen network's line
         tested(dots, runs)
         for n_parts, accuracy in runs[0].summary["linear_accuracy"].items():
             where = "" if n_parts == "1" else " in tenths of a recording"
