@@ -396,7 +396,8 @@ class TestSparseLayer:
 
     def test_a_folder_of_another_run_is_refused_before_measuring(self, tmp_path, monkeypatch):
         (tmp_path / "a").mkdir()
-        (tmp_path / "a" / "config.json").write_text("{}")
+        for name in ("config", "metrics"):
+            (tmp_path / "a" / f"{name}.json").write_text("{}")
         monkeypatch.setattr(sparse_layer, "measure", lambda _: pytest.fail("measured"))
         with pytest.raises(SystemExit, match="another configuration"):
             self.run(tmp_path, n_steps=1)

@@ -193,7 +193,8 @@ class TestWideOnline:
 
     def test_a_folder_of_another_run_is_refused_before_measuring(self, tmp_path, monkeypatch):
         (tmp_path / "a").mkdir()
-        (tmp_path / "a" / "config.json").write_text("{}")
+        for name in ("config", "metrics"):
+            (tmp_path / "a" / f"{name}.json").write_text("{}")
         for name in ("difference_from_dense", "measure"):
             monkeypatch.setattr(wide_online, name, lambda _: pytest.fail("measured"))
         with pytest.raises(SystemExit, match="another configuration"):

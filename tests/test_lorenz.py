@@ -364,8 +364,10 @@ class TestExperiment:
         )
 
     def test_a_folder_belongs_to_one_configuration(self, results):
-        with pytest.raises(SystemExit, match=r"seeds = \[0, 3\] there, \[1\] here.*--run"):
-            experiment.run(dataclasses.replace(SMALL, results=results, seeds=(1,)), progress=False)
+        with pytest.raises(SystemExit, match=r"batch_size = 4 there, 3 here.*--run"):
+            experiment.run(
+                dataclasses.replace(SMALL, results=results, batch_size=3), progress=False
+            )
 
     @pytest.mark.parametrize(
         ("changes", "message"),
