@@ -114,10 +114,8 @@ def _labels(
     labels: ArrayLike, outputs: Array, weights: Float[Array, "time batch"], name: str = "labels"
 ) -> Int[Array, "time batch"]:
     """Labels of each step; an error where they are no classes and count, if that is known."""
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(labels)):
-        labels = checks.array(name, labels)
-    elif not isinstance(labels, jax.Array):
-        labels = np.asarray(labels)  # in all its bits: JAX may cut them off
+    known = checks.known(labels)  # in all its bits: JAX may cut them off
+    labels = checks.array(name, labels) if known is None else known
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(
             f"{name} have dtype {labels.dtype}, but must be integers, class indices: of "
