@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -73,17 +72,17 @@ def respond_to(
     return respond(network, neurons, rates, x, learner.rate_penalty, learner.tau_rate)
 
 
-# Programs give back what changes, and no more: JAX would copy the rest, traces and all.
+# Programs give back what changes, and no more: JAX would copy the rest, traces and all. A learner
+# has those of its own.
 
 
 def act(learner: Any, state: RewardState, x: Array) -> tuple[RewardState, Array]:
     """See `RewardLearner.act`, whose arguments have been checked; so it is of all here."""
-    changed, actions = _decide(learner, state, x)
+    changed, actions = learner._programs[decide](state, x)
     return state._replace(**changed), actions
 
 
-@eqx.filter_jit
-def _decide(learner: Any, state: RewardState, x: Array) -> tuple[dict[str, Any], Array]:
+def decide(learner: Any, state: RewardState, x: Array) -> tuple[dict[str, Any], Array]:
     """What changes of the state, and the actions."""
     run = respond_to(learner, state.network, state.neurons, state.rates, x)
     outputs = run.neurons.outputs
@@ -100,21 +99,20 @@ def _decide(learner: Any, state: RewardState, x: Array) -> tuple[dict[str, Any],
 
 
 def learn(learner: Any, state: RewardState, *happened: Any) -> tuple[RewardState, RewardInfo]:
-    """See `RewardLearner.learn`; what happened is what `_record` takes."""
-    changed, info = _record(learner, state, *happened)
+    """See `RewardLearner.learn`; what happened is what `record` takes."""
+    changed, info = learner._programs[record](state, *happened)
     state = state._replace(**changed)
     is_due = state.n_recorded >= learner.update_every
     if not isinstance(is_due, jax.core.Tracer):  # a branch in a program would copy all traces
-        return state._replace(**_update(learner, state)) if is_due else state, info
+        return state._replace(**learner._programs[update](state)) if is_due else state, info
 
     def updated(state: RewardState, _: None) -> tuple[RewardState, None]:
-        return state._replace(**_update(learner, state)), None
+        return state._replace(**update(learner, state)), None
 
     return loops.cond(is_due, updated, lambda state, _: (state, None), state, None)[0], info
 
 
-@eqx.filter_jit
-def _record(
+def record(
     learner: Any,
     state: RewardState,
     rewards: Array,
@@ -148,8 +146,7 @@ def _record(
     return changed, RewardInfo(outputs, entropy, state.rates.rates)
 
 
-@eqx.filter_jit
-def _update(learner: Any, state: RewardState) -> dict[str, Any]:
+def update(learner: Any, state: RewardState) -> dict[str, Any]:
     """What changes of the state in an update of the weights by the decisions since the last one."""
     b = state.rule.feedback.matrix(state.network)
     course, gradients = gradients_of(
@@ -160,7 +157,6 @@ def _update(learner: Any, state: RewardState) -> dict[str, Any]:
     return {**changed, "course": course, "n_recorded": jnp.zeros_like(state.n_recorded)}
 
 
-@eqx.filter_jit
 def rollout(
     learner: Any,
     state: RewardState,

@@ -16,6 +16,7 @@ from . import checks, learner_state, optimization, stepping
 from .evaluation import zero_gradients
 from .network import Network
 from .pieces import NO_SUM_OVER_TIME, init_progress
+from .programs import Program
 from .rules import EProp, Loss
 from .running_rates import RatePenalty, start_rates
 from .stepping import STATE, Info, LearnerState, with_time
@@ -151,7 +152,7 @@ class OnlineLearner(eqx.Module):
         now = (x_t, target_t, done)
         if not is_plain:
             state, _ = self._checked(state, with_time(now))
-        after, info, is_finite = _program(self, stepping.step, leaves)(state, now)
+        after, info, is_finite = self._programs[stepping.step](state, now)
         if not isinstance(is_finite, jax.core.Tracer) and not is_finite:
             raise self._not_finite(state, with_time(now), after, info)
         return after, info
@@ -177,7 +178,7 @@ class OnlineLearner(eqx.Module):
         leaves = jax.tree.leaves((state, now))
         if not _are_plain(leaves):
             state, now = self._checked(state, now)
-        after, info, fine = _program(self, stepping.run, leaves)(state, now)
+        after, info, fine = self._programs[stepping.run](state, now)
         if not isinstance(fine, jax.core.Tracer) and not np.all(fine):
             raise self._wrong(state, now, after, info, *np.asarray(fine))
         return after, info
@@ -196,12 +197,9 @@ class OnlineLearner(eqx.Module):
         return state._replace(progress=progress), trajectory
 
     @functools.cached_property
-    def _of_arrays(self) -> dict[Callable, Callable]:
-        """`stepping.step` and `run` of this learner, compiled for states and data of arrays alone.
-
-        A call takes half of the time that it takes by `equinox.filter_jit`.
-        """
-        return {x: jax.jit(functools.partial(x, self)) for x in _OF_ANY}
+    def _programs(self) -> dict[Callable, Program]:
+        """`stepping.step` and `run` of this learner."""
+        return {x: Program(functools.partial(x, self)) for x in (stepping.step, stepping.run)}
 
     def _checked(self, state: LearnerState, now: Any) -> tuple[LearnerState, Any]:
         """State and data, if they are this learner's; where traced, the state holds the error."""
@@ -250,17 +248,6 @@ class OnlineLearner(eqx.Module):
             f"{name} is NaN or infinite after step {n_steps}{cause}; the state from before this "
             f"call is as it was"
         )
-
-
-_OF_ANY = {function: eqx.filter_jit(function) for function in (stepping.step, stepping.run)}
-"""The same of any learner, for states that hold functions, too, as a cell may."""
-
-
-def _program(learner: OnlineLearner, function: Callable, given: list[Any]) -> Callable:
-    """`function` of a learner, compiled for arguments with these leaves."""
-    if all(isinstance(x, jax.Array | np.ndarray) for x in given):
-        return learner._of_arrays[function]
-    return functools.partial(_OF_ANY[function], learner)
 
 
 def _are_plain(leaves: list[Any]) -> bool:

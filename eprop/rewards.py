@@ -10,6 +10,7 @@ Source: Bellec et al. 2020, Methods, "reward-based e-prop". It is the gradient o
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -25,6 +26,7 @@ from .decisions import ActorCritic, Decided, Outcome, init_course
 from .environments import AbstractEnvironment, Situation, check_rollout
 from .layer import trained_constants
 from .network import Network
+from .programs import Program
 from .rules import EProp
 from .running_rates import RatePenalty, start_rates
 from .weights import random_key
@@ -264,14 +266,20 @@ class RewardLearner(eqx.Module):
             raise ValueError("act was called: call learn with what the actions came to, first")
         self._checked_x("situation.x", situation.x, state, batch)
         check_rollout(environment, situation, self.n_actions)
-        state, situation, played, is_finite = acting.rollout(
-            self, state, environment, situation, n_decisions
+        state, situation, played, is_finite = self._programs[acting.rollout](
+            state, environment, situation, n_decisions
         )
         if not isinstance(played.rewards, jax.core.Tracer):
             checks.finite("the environment's rewards", played.rewards)
             if not is_finite:
                 raise ValueError("x of the environment's reset or step holds NaN or infinity")
         return self._settled(state), situation, played
+
+    @functools.cached_property
+    def _programs(self) -> dict[Callable, Program]:
+        """What this learner does, compiled."""
+        of = (acting.decide, acting.record, acting.update, acting.rollout)
+        return {x: Program(functools.partial(x, self)) for x in of}
 
     def _part(self, network: Network) -> Any:
         return checks.trained(network, self.trainable)

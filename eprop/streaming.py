@@ -13,6 +13,7 @@ from . import checks
 from .evaluation import NetworkGradients, as_network, zero_gradients
 from .network import AbstractRule, Network
 from .pieces import NO_SUM_OVER_TIME, Progress, evaluate_piece, init_progress, is_sum_over_time
+from .programs import Program
 from .rules import EProp, Loss
 
 
@@ -73,14 +74,7 @@ def stream_value_and_grad(
         aux = jax.tree.map(lambda x: checks.array("aux", x), piece.aux)
         return Sums(progress, before + piece.value, piece.gradients), aux
 
-    @eqx.filter_jit(donate="all-except-first")
-    def whole_window(given: tuple[Network, Any], sums: Sums) -> tuple[Sums, Any]:
-        return advance(*given, sums)
-
-    @eqx.filter_jit(donate="all-except-first")
-    def first_steps(given: tuple[Network, Any, Array], sums: Sums) -> tuple[Sums, Any]:
-        network, padded, n_steps = given
-
+    def first_steps(network: Network, padded: Any, n_steps: Array, sums: Sums) -> tuple[Sums, Any]:
         def step(t, so_far):
             sums, aux = so_far
             now = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, t, 1), padded)
@@ -93,7 +87,6 @@ def stream_value_and_grad(
         sums = sums._replace(value=sums.value.astype(of_one.value.dtype))
         return jax.lax.fori_loop(0, n_steps, step, (sums, aux))
 
-    @eqx.filter_jit
     def fits(network: Network, progress: Progress, now: Any) -> Array:
         inputs, targets = now
         _, trajectory = network.run(progress.network, inputs)
@@ -114,6 +107,9 @@ def stream_value_and_grad(
         part = checks.trained(network, trainable)
         return jax.tree.map(lambda x: x is not None, part, is_leaf=lambda x: x is None)
 
+    whole_window = Program(advance, given_away=1)
+    last_steps, is_sum = Program(first_steps, given_away=1), Program(fits)
+
     def evaluate(network: Network, chunks: Iterable[Any]) -> tuple[Any, Network]:
         sums, seen = None, []
         for now in _recut(chunks, window):
@@ -123,17 +119,17 @@ def stream_value_and_grad(
                 zero = jnp.zeros((), network.dtype)
                 sums = Sums(init_progress(network, batch), zero, zero_gradients(network))
                 sums = jax.tree.map(jnp.copy, sums)  # each its own memory, to be given away
-                if not fits(network, sums.progress, _repeated(now, several)):
+                if not is_sum(network, sums.progress, _repeated(now, several)):
                     raise ValueError(NO_SUM_OVER_TIME.format(n=several))
                 if has_aux:
                     check_aux(network, sums, now)
             inputs = checks.sequence("inputs", now[0], network.n_in, network.dtype)
             n_steps = len(checks.finite("inputs", inputs))
             if n_steps == window:
-                sums, aux = whole_window((network, now), sums)
+                sums, aux = whole_window(network, now, sums)
             else:
                 padded = jax.tree.map(lambda x: _pad(x, window), now)
-                sums, aux = first_steps((network, padded, jnp.asarray(n_steps)), sums)
+                sums, aux = last_steps(network, padded, jnp.asarray(n_steps), sums)
             seen.append(aux)
         if sums is None:
             raise ValueError("there are no chunks: an iterator can be read only once")

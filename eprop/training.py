@@ -19,6 +19,7 @@ from tqdm import tqdm
 from . import checkpoints, checks, optimization, processes
 from .keeping import Identity, Keeper
 from .network import AbstractRule, Network
+from .programs import Program
 from .rows import LARGEST, Row, broken_leaves, broken_numbers, merged, recorded
 from .rules import NO_GRADIENT, Loss, call_loss, value_and_grad
 from .trajectory import Trajectory
@@ -298,8 +299,7 @@ def fit(
                 is_judged = iteration % evaluate_every == 0
                 with keeper.noting(iteration):
                     batch, before = drawn(iteration), state
-                    with _plainly():
-                        state, info = compiled(before, batch)
+                    state, info = compiled(before, batch)
                     row = merged({"iteration": iteration}, record(info))
                 broken = broken_numbers(row) + broken_leaves(before, state)
                 if broken:
@@ -366,8 +366,7 @@ def _say_where(
 def _compiled(step: Step) -> Step:
     """The step, and what would make a resumed run differ from a whole one."""
 
-    @eqx.filter_jit
-    def compiled(state: Any, batch: Any) -> tuple[Any, Any]:
+    def checked(state: Any, batch: Any) -> tuple[Any, Any]:
         result = step(state, batch)
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"step must return (state, info), not a {type(result).__name__}")
@@ -382,17 +381,7 @@ def _compiled(step: Step) -> Step:
             )
         return _strongly_typed(after), info
 
-    return compiled
-
-
-@contextlib.contextmanager
-def _plainly() -> Iterator[None]:
-    """An error of a compiled program is the `ValueError` that it would be outside of one."""
-    try:
-        yield
-    except eqx.EquinoxRuntimeError as error:
-        message = str(error).rpartition("EquinoxRuntimeError: ")[2]  # behind the stack inside
-        raise ValueError(message.partition("\n\n---")[0]) from None  # before advice
+    return Program(checked)
 
 
 def _strongly_typed(state: Any) -> Any:

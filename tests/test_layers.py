@@ -15,6 +15,7 @@ LEVELS = [
         "delays",
         "precision",
         "processes",
+        "programs",
         "sharding",
         "version",
     },
