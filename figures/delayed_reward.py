@@ -7,6 +7,7 @@ python -m figures.delayed_reward results/evidence_by_reward/*/
 Trials are of the first seed, by random feedback if it is among the runs.
 """
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +23,10 @@ from figures.seed_runs import Run, comparable, read
 CONTROL = "lif_only"
 NAMES = plotting.NAMES | {CONTROL: "LIF neurons only"}
 ORDER = ("random", "symmetric", "bptt", CONTROL)
-MAY_DIFFER = ("rule", "feedback", "seeds", "results", "run", "n_lif", "n_alif")
+MAY_DIFFER = ("rule", "feedback", "seeds", "results", "run")
 """What sets runs apart that are drawn together."""
+OF_CONTROL = ("n_lif", "n_alif")
+"""What sets the control apart from them, too."""
 SIDES = ("left", "right")
 REQUIRED = 0.95
 """The accuracy that is asked for."""
@@ -36,9 +39,10 @@ def name_of(run: Run) -> str:
 
 def draw(folders: Sequence[Path], path: Path) -> Path:
     """Read the results of runs and draw them; returns the figure's path."""
-    runs = comparable(
-        [read(folder) for folder in folders], order=ORDER, may_differ=MAY_DIFFER, name=name_of
-    )
+    alike = functools.partial(comparable, order=ORDER, name=name_of)
+    runs = alike([read(folder) for folder in folders], may_differ=MAY_DIFFER + OF_CONTROL)
+    for same in (True, False):
+        alike([x for x in runs if (name_of(x) == CONTROL) is same], may_differ=MAY_DIFFER)
     with plotting.style():
         figure = Figure(figsize=(8, 8.5))
         above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(5.5, 3)).flat

@@ -69,6 +69,15 @@ def test_every_learner_leaves_whole_results(runs, tmp_path):
     assert_drawn(figure.draw(folders[-1:], tmp_path / "one.png"))
 
 
+def test_only_the_control_has_other_neurons(runs, tmp_path):
+    wide = dataclasses.replace(SMALL, n_lif=9, results=tmp_path, seeds=(0,), feedback="symmetric")
+    experiment.run(wide, progress=False)
+    folders = [runs[name][0].folder for name in ("random", "lif_only")]
+    assert_drawn(figure.draw(folders, tmp_path / "control.png"))
+    with pytest.raises(ValueError, match=r"random and symmetric .*n_lif"):
+        figure.draw([*folders, wide.folder], tmp_path / "wide.png")
+
+
 def test_the_rule_is_what_differs(runs):
     rows = {
         name: read_rows(config.folder / "seed0" / "metrics.jsonl")
