@@ -219,6 +219,7 @@ class TestSettings:
         assert (ctc.v_th, ctc.beta, ctc.rate_penalty) == (0.205, 0.0737, 0)
         framewise = read(["reference"])
         assert (framewise.v_th, framewise.beta, framewise.rate_penalty) == (0.205, 0.184, 50)
+        assert (framewise.dropout, read([]).dropout, ctc.dropout) == (0, 0.3, 0.3)
         assert (framewise.feedback_decay, ctc.feedback_decay) == (1e-2, 1e-4)
         assert read(["reference", "--layers", "2"]).layers == 2
 

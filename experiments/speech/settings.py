@@ -61,14 +61,14 @@ class Config:
     """Height of the pseudo-derivative (dimensionless)."""
     n_refractory: int = 2
     """Length of the refractory period in steps, the spike's included."""
-    dropout: float = 0.0
+    dropout: float = 0.3
     """Fraction of what each layer receives that is dropped."""
 
-    batch_size: int = 16
+    batch_size: int = 4
     """Sentences per iteration."""
     n_lengths: int = 4
     """Lengths that batches are padded to: as many programs are compiled."""
-    epochs: int = 12
+    epochs: int = 24
     """Times that each sentence is learnt from."""
     learning_rate: float = 1e-2
     """Adam's, at the beginning."""
@@ -115,7 +115,6 @@ class Config:
 OF_LSTM = {"repeats": 1, "tau_readout": None, "rate_penalty": 0.0}
 OF_CTC = {
     "stack": 3,
-    "dropout": 0.3,
     "tau_readout": None,
     "feedback_decay": 1e-4,
     "clip": 1.0,
@@ -147,6 +146,7 @@ PRESETS: dict[str, dict[tuple[Task, Cell], dict[str, Any]]] = {
         ("framewise", "lsnn"): {
             "n_lif": 300,
             "n_alif": 100,
+            "dropout": 0.0,
             "batch_size": 32,
             "epochs": 80,
             "learning_rate": 1e-2,
@@ -158,6 +158,7 @@ PRESETS: dict[str, dict[tuple[Task, Cell], dict[str, Any]]] = {
         ("framewise", "lstm"): {
             **OF_LSTM,
             "n_lstm": 200,
+            "dropout": 0.0,
             "batch_size": 32,
             "epochs": 30,
             "learning_rate": 1e-2,
