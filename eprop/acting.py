@@ -78,7 +78,7 @@ def respond_to(
 
 def act(learner: Any, state: RewardState, x: Array) -> tuple[RewardState, Array]:
     """See `RewardLearner.act`, whose arguments have been checked; so it is of all here."""
-    changed, actions = learner._programs[decide](state, x)
+    changed, actions = learner._jitted[decide](state, x)
     return state._replace(**changed), actions
 
 
@@ -100,11 +100,11 @@ def decide(learner: Any, state: RewardState, x: Array) -> tuple[dict[str, Any], 
 
 def learn(learner: Any, state: RewardState, *happened: Any) -> tuple[RewardState, RewardInfo]:
     """See `RewardLearner.learn`; what happened is what `record` takes."""
-    changed, info = learner._programs[record](state, *happened)
+    changed, info = learner._jitted[record](state, *happened)
     state = state._replace(**changed)
     is_due = state.n_recorded >= learner.update_every
     if not isinstance(is_due, jax.core.Tracer):  # a branch in a program would copy all traces
-        return state._replace(**learner._programs[update](state)) if is_due else state, info
+        return state._replace(**learner._jitted[update](state)) if is_due else state, info
 
     def updated(state: RewardState, _: None) -> tuple[RewardState, None]:
         return state._replace(**update(learner, state)), None

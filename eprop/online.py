@@ -14,9 +14,9 @@ from jaxtyping import ArrayLike, PRNGKeyArray
 
 from . import checks, learner_state, optimization, stepping
 from .evaluation import zero_gradients
+from .jitted import Jitted
 from .network import Network
 from .pieces import NO_SUM_OVER_TIME, init_progress
-from .programs import Program
 from .rules import EProp, Loss
 from .running_rates import RatePenalty, start_rates
 from .stepping import STATE, Info, LearnerState, with_time
@@ -152,7 +152,7 @@ class OnlineLearner(eqx.Module):
         now = (x_t, target_t, done)
         if not is_plain:
             state, _ = self._checked(state, with_time(now))
-        after, info, is_finite = self._programs[stepping.step](state, now)
+        after, info, is_finite = self._jitted[stepping.step](state, now)
         if not isinstance(is_finite, jax.core.Tracer) and not is_finite:
             raise self._not_finite(state, with_time(now), after, info)
         return after, info
@@ -178,7 +178,7 @@ class OnlineLearner(eqx.Module):
         leaves = jax.tree.leaves((state, now))
         if not _are_plain(leaves):
             state, now = self._checked(state, now)
-        after, info, fine = self._programs[stepping.run](state, now)
+        after, info, fine = self._jitted[stepping.run](state, now)
         if not isinstance(fine, jax.core.Tracer) and not np.all(fine):
             raise self._wrong(state, now, after, info, *np.asarray(fine))
         return after, info
@@ -197,9 +197,9 @@ class OnlineLearner(eqx.Module):
         return state._replace(progress=progress), trajectory
 
     @functools.cached_property
-    def _programs(self) -> dict[Callable, Program]:
+    def _jitted(self) -> dict[Callable, Jitted]:
         """`stepping.step` and `run` of this learner."""
-        return {x: Program(functools.partial(x, self)) for x in (stepping.step, stepping.run)}
+        return {x: Jitted(functools.partial(x, self)) for x in (stepping.step, stepping.run)}
 
     def _checked(self, state: LearnerState, now: Any) -> tuple[LearnerState, Any]:
         """State and data, if they are this learner's; where traced, the state holds the error."""

@@ -24,9 +24,9 @@ from . import acting, checks, learner_state, optimization
 from .acting import Played, RewardInfo, RewardState
 from .decisions import ActorCritic, Decided, Outcome, init_course
 from .environments import AbstractEnvironment, Situation, check_rollout
+from .jitted import Jitted
 from .layer import trained_constants
 from .network import Network
-from .programs import Program
 from .rules import EProp
 from .running_rates import RatePenalty, start_rates
 from .weights import random_key
@@ -266,7 +266,7 @@ class RewardLearner(eqx.Module):
             raise ValueError("act was called: call learn with what the actions came to, first")
         self._checked_x("situation.x", situation.x, state, batch)
         check_rollout(environment, situation, self.n_actions)
-        state, situation, played, is_finite = self._programs[acting.rollout](
+        state, situation, played, is_finite = self._jitted[acting.rollout](
             state, environment, situation, n_decisions
         )
         if not isinstance(played.rewards, jax.core.Tracer):
@@ -276,10 +276,10 @@ class RewardLearner(eqx.Module):
         return self._settled(state), situation, played
 
     @functools.cached_property
-    def _programs(self) -> dict[Callable, Program]:
+    def _jitted(self) -> dict[Callable, Jitted]:
         """What this learner does, compiled."""
         of = (acting.decide, acting.record, acting.update, acting.rollout)
-        return {x: Program(functools.partial(x, self)) for x in of}
+        return {x: Jitted(functools.partial(x, self)) for x in of}
 
     def _part(self, network: Network) -> Any:
         return checks.trained(network, self.trainable)

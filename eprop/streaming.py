@@ -11,9 +11,9 @@ from jaxtyping import Array
 
 from . import checks
 from .evaluation import NetworkGradients, as_network, zero_gradients
+from .jitted import Jitted
 from .network import AbstractRule, Network
 from .pieces import NO_SUM_OVER_TIME, Progress, evaluate_piece, init_progress, is_sum_over_time
-from .programs import Program
 from .rules import EProp, Loss
 
 
@@ -107,8 +107,8 @@ def stream_value_and_grad(
         part = checks.trained(network, trainable)
         return jax.tree.map(lambda x: x is not None, part, is_leaf=lambda x: x is None)
 
-    whole_window = Program(advance, given_away=1)
-    last_steps, is_sum = Program(first_steps, given_away=1), Program(fits)
+    whole_window = Jitted(advance, given_away=1)
+    last_steps, is_sum = Jitted(first_steps, given_away=1), Jitted(fits)
 
     def evaluate(network: Network, chunks: Iterable[Any]) -> tuple[Any, Network]:
         sums, seen = None, []

@@ -17,9 +17,9 @@ from jaxtyping import Array, PRNGKeyArray
 from tqdm import tqdm
 
 from . import checkpoints, checks, optimization, processes
+from .jitted import Jitted
 from .keeping import Identity, Keeper
 from .network import AbstractRule, Network
-from .programs import Program
 from .rows import LARGEST, Row, broken_leaves, broken_numbers, merged, recorded
 from .rules import NO_GRADIENT, Loss, call_loss, value_and_grad
 from .trajectory import Trajectory
@@ -381,7 +381,7 @@ def _compiled(step: Step) -> Step:
             )
         return _strongly_typed(after), info
 
-    return Program(checked)
+    return Jitted(checked)
 
 
 def _strongly_typed(state: Any) -> Any:

@@ -15,7 +15,7 @@ LEVELS = [
         "delays",
         "precision",
         "processes",
-        "programs",
+        "jitted",
         "sharding",
         "version",
     },

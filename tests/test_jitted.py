@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import eprop
-from eprop.programs import Program
+from eprop.jitted import Jitted
 
 
 def test_what_is_no_array_is_known_and_comes_back():
@@ -21,7 +21,7 @@ def test_what_is_no_array_is_known_and_comes_back():
         traced.append(name)
         return {"y": scale * x["x"], "name": name, "function": x["function"]}, None
 
-    program = Program(function)
+    program = Jitted(function)
     x = {"x": jnp.arange(3.0), "function": np.sin}
     (after, nothing) = program(x, "a", 2.0)
     assert after["name"] == "a" and after["function"] is np.sin and nothing is None
@@ -34,7 +34,7 @@ def test_what_is_no_array_is_known_and_comes_back():
 
 
 def test_it_is_a_function_of_jax():
-    program = Program(lambda x, power: jnp.sum(x**power))
+    program = Jitted(lambda x, power: jnp.sum(x**power))
     x = jnp.arange(1.0, 4.0)
     np.testing.assert_allclose(jax.grad(program)(x, 2), 2 * x)
     np.testing.assert_allclose(jax.jit(lambda x: program(x, 2))(x), 14)
@@ -42,7 +42,7 @@ def test_it_is_a_function_of_jax():
 
 
 def test_the_last_arguments_are_given_away():
-    program = Program(lambda kept, given: (given[0] + kept, given[1]), given_away=1)
+    program = Jitted(lambda kept, given: (given[0] + kept, given[1]), given_away=1)
     kept, given = jnp.ones(3), (jnp.ones(3), "name")
     after, name = program(kept, given)
     np.testing.assert_array_equal(after, [2, 2, 2])
@@ -50,7 +50,7 @@ def test_the_last_arguments_are_given_away():
 
 
 def test_an_error_inside_is_one_line(caplog):
-    positive = Program(lambda x, _: eqx.error_if(x, (x < 0).any(), "x must be positive"))
+    positive = Jitted(lambda x, _: eqx.error_if(x, (x < 0).any(), "x must be positive"))
     assert positive(jnp.ones(2), "name").shape == (2,)
     with pytest.raises(ValueError, match=r"\Ax must be positive\Z"):
         positive(-jnp.ones(2), "name")
@@ -63,7 +63,7 @@ def test_an_error_while_it_is_traced_is_as_it_was(kind):
         raise kind("no such x")
 
     with pytest.raises(kind, match="no such x") as caught:
-        Program(refuse)(jnp.ones(2))
+        Jitted(refuse)(jnp.ones(2))
     assert any(entry.name == "refuse" for entry in caught.traceback)
 
 
@@ -87,8 +87,8 @@ def loss_with(held):
     return loss
 
 
-def use_program(held):
-    Program(lambda x: (held, x)[1] + 1)(jnp.ones(2))
+def use_jitted(held):
+    Jitted(lambda x: (held, x)[1] + 1)(jnp.ones(2))
 
 
 def use_fit(held):
@@ -138,7 +138,7 @@ def is_kept(use):
     return seen() is not None
 
 
-@pytest.mark.parametrize("use", [use_program, use_fit, use_stream, use_learner, use_reward_learner])
+@pytest.mark.parametrize("use", [use_jitted, use_fit, use_stream, use_learner, use_reward_learner])
 def test_nothing_is_kept_of_what_is_over(use):
     assert not is_kept(use)
 

@@ -1,4 +1,4 @@
-"""Compiled programs that go when what they were compiled from goes."""
+"""Compiled functions, whose programs go when they go."""
 
 import contextlib
 import logging
@@ -18,8 +18,8 @@ class Static(eqx.Module):
     others: Any = eqx.field(static=True)
 
 
-class Program:
-    """A pure `function`, compiled: as by `equinox.filter_jit`, but gone when it is.
+class Jitted:
+    """A pure `function`, compiled: as by `equinox.filter_jit`, but its programs go with it.
 
     `filter_jit` has one memory for all: a function made anew by each call would stay in it, with
     its programs and all that it holds, as long as the process. It is right for those of a module.
