@@ -139,7 +139,15 @@ PRESETS: dict[str, dict[tuple[Task, Cell], dict[str, Any]]] = {
     "default": {
         ("framewise", "lsnn"): {},
         ("framewise", "lstm"): OF_LSTM,
-        ("ctc", "lsnn"): OF_CTC,
+        ("ctc", "lsnn"): {
+            **OF_CTC,
+            "n_lif": 300,
+            "tau_v": 5.0,  # a phoneme takes some 15 steps of 6 ms
+            "v_th": 2.1,
+            "beta": 1.9,
+            "dropout": 0.5,
+            "epochs": 24,
+        },
         ("ctc", "lstm"): {**OF_LSTM, **OF_CTC},
     },
     "reference": {
