@@ -8,6 +8,7 @@ Every file is written whole or not at all, and a folder belongs to one configura
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,6 +47,19 @@ def configuration(
     )
 
 
+def check(settings: Mapping[str, Any]) -> None:
+    """`ValueError` for a number below 0 or none at all, which no setting can be, or an empty list.
+
+    A learning rate below 0 would train without a word, away from the loss's minimum.
+    """
+    for name, value in settings.items():
+        if value == []:
+            raise ValueError(f"{name} is empty: at least one is needed")
+        for x in value if isinstance(value, list) else [value]:
+            if isinstance(x, int | float) and not 0 <= x < math.inf:
+                raise ValueError(f"{name} = {x} must be a finite number of at least 0")
+
+
 class RunFolder:
     """`results/<experiment>/<run>/`."""
 
@@ -54,9 +68,12 @@ class RunFolder:
 
         `may_change` names settings that a run may be gone on with in another way, such as how long;
         seeds may be others in any case. A folder that nothing else came into is free.
+
+        `ValueError` for a setting that would train something else without a word (`check`).
         """
         self.path = path
         mine = files.as_json(config)
+        check(mine)
         if (path / "config.json").exists() and len(list(path.iterdir())) > 1:
             theirs = json.loads((path / "config.json").read_text())
             taken = {name: mine[name] for name in (*may_change, "seeds") if name in mine}
