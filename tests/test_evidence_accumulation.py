@@ -171,9 +171,9 @@ def test_a_folder_belongs_to_one_configuration(whole):
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path):
-    message = "iteration 1 gave NaN or infinity: training.network.layers.0.below.weights"
+    message = "iteration 2 gave NaN or infinity: .*loss = .*training.network.layers.0.below.weights"
     with pytest.raises(FloatingPointError, match=message):
-        experiment.run(small(tmp_path, learning_rate=float("nan")), progress=False)
+        experiment.run(small(tmp_path, learning_rate=1e308), progress=False)
 
 
 def test_trials_for_the_test_are_never_used_before(tmp_path):
