@@ -48,7 +48,7 @@ def configuration(
 
 
 def check(settings: Mapping[str, Any]) -> None:
-    """`ValueError` for a number below 0 or none at all, which no setting can be, or an empty list.
+    """`ValueError` for what no setting can be: a number below 0, NaN, infinity, an empty list.
 
     A learning rate below 0 would train without a word, away from the loss's minimum.
     """
