@@ -211,7 +211,7 @@ class TestBatches:
 class TestSettings:
     def test_presets_go_by_task_and_cell(self):
         read = experiment.read_arguments
-        assert read([]) == experiment.Config()
+        assert read([]) == settings.preset("default", "framewise", "lsnn")
         assert read(["--cell", "lstm", "--epochs", "3"]).repeats == 1
         ctc = read(["reference", "--task", "ctc", "--cell", "lsnn", "--rule", "bptt"])
         assert (ctc.layers, ctc.n_alif, ctc.batch_size, ctc.rule) == (3, 720, 8, "bptt")
@@ -219,7 +219,8 @@ class TestSettings:
         assert (ctc.v_th, ctc.beta, ctc.rate_penalty) == (0.205, 0.0737, 0)
         framewise = read(["reference"])
         assert (framewise.v_th, framewise.beta, framewise.rate_penalty) == (0.205, 0.184, 50)
-        assert (framewise.dropout, read([]).dropout, ctc.dropout) == (0, 0.3, 0.3)
+        assert (framewise.dropout, read([]).dropout, ctc.dropout) == (0, 0.5, 0.3)
+        assert (framewise.delay_rec, read([]).delay_rec, ctc.delay_rec) == (0, 6, 0)
         assert (framewise.feedback_decay, ctc.feedback_decay) == (1e-2, 1e-4)
         assert read(["reference", "--layers", "2"]).layers == 2
 

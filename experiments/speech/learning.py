@@ -57,15 +57,16 @@ def make_cell(config: Config) -> eprop.AbstractCell:
 
 def make_network(config: Config, seed: int, n_features: int, n_phonemes: int) -> Recogniser:
     """With an output for each phoneme, and one for CTC's blank behind them."""
-    of_layer: dict[str, Any] = {}
+    cell = make_cell(config)
+    of_layer: dict[str, Any] = {"delay_rec": np.arange(cell.n) % (config.delay_rec + 1)}
     if config.cell == "lstm":
         glorot, zeros = jax.nn.initializers.glorot_uniform(), jax.nn.initializers.zeros
-        of_layer = {"w_in": glorot, "w_rec": glorot, "bias": zeros, "autapses": True}
+        of_layer |= {"w_in": glorot, "w_rec": glorot, "bias": zeros, "autapses": True}
     if config.dropout > 0:
         of_layer["dropout"] = eprop.Dropout(config.dropout)
 
     return make_recogniser(
-        make_cell(config),
+        cell,
         n_features=n_features,
         n_out=n_phonemes + (config.task == "ctc"),
         n_layers=config.layers,

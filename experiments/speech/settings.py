@@ -61,6 +61,9 @@ class Config:
     """Height of the pseudo-derivative (dimensionless)."""
     n_refractory: int = 2
     """Length of the refractory period in steps, the spike's included."""
+    delay_rec: int = 0
+    """Longest delay of the recurrent synapses in ms, on top of the step that each spike takes: from
+    neuron to neuron 0, 1, ... up to it, and again."""
     dropout: float = 0.3
     """Fraction of what each layer receives that is dropped."""
 
@@ -137,7 +140,17 @@ REFERENCE_CTC = {
 }
 PRESETS: dict[str, dict[tuple[Task, Cell], dict[str, Any]]] = {
     "default": {
-        ("framewise", "lsnn"): {},
+        ("framewise", "lsnn"): {
+            "n_lif": 300,
+            "repeats": 2,
+            "tau_v": 5.0,
+            "tau_a": 80.0,
+            "v_th": 2.1,
+            "beta": 1.9,
+            "delay_rec": 6,
+            "dropout": 0.5,
+            "rate_target_hz": 30.0,
+        },
         ("framewise", "lstm"): OF_LSTM,
         ("ctc", "lsnn"): {
             **OF_CTC,
