@@ -140,6 +140,15 @@ def test_the_rule_is_what_differs(tmp_path):
             np.testing.assert_allclose(network.w_out, networks[0].w_out, rtol=1e-9)
 
 
+def test_delays_go_from_neuron_to_neuron(tmp_path):
+    for delay, expected in {6: [0, 1, 2, 3, 4, 5, 6, 0], 1: [0, 1] * 4}.items():
+        config = small(tmp_path, delay_rec=delay)
+        for network in learning.make_network(config, 0, 5, 3).networks[0]:
+            np.testing.assert_array_equal(network.layers[0].delays["recurrent"], expected)
+    without = learning.make_network(small(tmp_path, delay_rec=0), 0, 5, 3)
+    assert without.networks[0][0].layers[0].delays == {}
+
+
 def test_frozen_networks_stay_as_they_are(tmp_path):
     config = small(tmp_path, frozen=True)
     before, after = learning.init(config, 0, CORPUS, 3).recogniser, trained(config)[0].recogniser

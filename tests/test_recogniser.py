@@ -100,6 +100,7 @@ SHAPES = {
     "both ways": {},
     "two layers": {"n_layers": 2},
     "errors through layers": {"n_layers": 2, "passes_errors": True},
+    "delays": {"delay_rec": 2.0},
 }
 
 
