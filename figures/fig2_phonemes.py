@@ -110,8 +110,9 @@ def _activity(axes: Axes, run: Run) -> None:
             continue
         colour = ALIF if kind == "ALIF" else "black"
         plotting.raster(axes, shown, step, first=first, color=colour)
-        rate = 1000 * activity[:, begin : begin + n].mean()
-        ticks.append((first + shown.shape[1] / 2, f"{shown.shape[1]} {kind}\n{rate:.0f} Hz"))
+        rate = activity[:, begin : begin + n].mean()
+        label = f"{shown.shape[1]} {kind}\na spike in\n{rate:.1%} of steps"
+        ticks.append((first + shown.shape[1] / 2, label))
         first += shown.shape[1]
     axes.set_ylim(first - 0.5, 0.5)
     axes.set_yticks(*zip(*ticks, strict=True))

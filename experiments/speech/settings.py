@@ -88,7 +88,8 @@ class Config:
     l2: float = 1e-5
     """Weight of half the sum of all squared weights."""
     rate_target_hz: float = 10.0
-    """Firing rate that the penalty draws each neuron to, in Hz (lsnn only)."""
+    """Firing rate that the penalty draws each neuron to, in Hz, for which a step takes 1 ms (lsnn
+    only)."""
     rate_penalty: float = 5.0
     """Weight of the firing-rate penalty, of squared rates in (spikes/ms)²."""
     feedback_decay: float = 1e-3
