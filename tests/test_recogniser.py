@@ -35,7 +35,7 @@ def recogniser(cells=LSNN, **changes):
 def lstm(**changes):
     glorot = jax.nn.initializers.glorot_uniform()
     of_layer = {"w_in": glorot, "w_rec": glorot, "bias": glorot_row, "autapses": True}
-    return recogniser(eprop.LSTM(5), repeats=1, tau_readout=None, **of_layer, **changes)
+    return recogniser(eprop.LSTM(8), repeats=1, tau_readout=None, **of_layer, **changes)
 
 
 def glorot_row(key, shape, dtype):
@@ -100,7 +100,7 @@ SHAPES = {
     "both ways": {},
     "two layers": {"n_layers": 2},
     "errors through layers": {"n_layers": 2, "passes_errors": True},
-    "delays": {"delay_rec": 2.0},
+    "delays": {"delay_rec": np.arange(8) % 3},
 }
 
 
