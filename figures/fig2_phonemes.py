@@ -41,8 +41,9 @@ def draw(folders: Sequence[Path], path: Path, baselines: Sequence[Path] = ()) ->
         above, below = figure.subfigures(2, 1, height_ratios=(4.2, 1), squeeze=False).flat
         _sentence(above, runs[0])
         tasks = [task for task in TASKS if any(run.config["task"] == task for run in runs)]
-        for axes, task in zip(below.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
-            _errors(axes, [run for run in runs if run.config["task"] == task], baselines)
+        panels = below.subplots(1, len(tasks), squeeze=False)[0]
+        for letter, axes, task in zip("bc", panels, tasks, strict=False):
+            _errors(axes, letter, [run for run in runs if run.config["task"] == task], baselines)
         plotting.save(figure, path)
     return path
 
@@ -186,7 +187,7 @@ def _runs(labels: np.ndarray) -> list[tuple[int, int, int]]:
     ]
 
 
-def _errors(axes: Axes, runs: Sequence[Run], baselines: Sequence[Path]) -> None:
+def _errors(axes: Axes, letter: str, runs: Sequence[Run], baselines: Sequence[Path]) -> None:
     """A row for each kind of network and each rule, of all of their seeds."""
     task, rows = runs[0].config["task"], {}
     for cell, name in CELLS.items():
@@ -199,11 +200,12 @@ def _errors(axes: Axes, runs: Sequence[Run], baselines: Sequence[Path]) -> None:
         errors = json.loads((folder / "summary.json").read_text())["test_error"]
         rows |= {name.replace("_", " "): ([error], "0.5") for name, error in errors.items()}
     plotting.seeds(axes, rows)
-    axes.set_xlim(0, None)
+    largest = max(max(errors) for errors, _ in rows.values())
+    axes.set_xlim(0, 1.05 * largest or 1.0)  # with room for the last dot
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel(f"{TASKS[task]} of test sentences that are wrong")
-    title = {"framewise": "b   Framewise", "ctc": "c   CTC"}[task]
-    axes.set_title(f"{title}: a dot for each seed, a bar at their mean")
+    title = {"framewise": "Framewise", "ctc": "CTC"}[task]
+    axes.set_title(f"{letter}   {title}: a dot for each seed, a bar at their mean")
 
 
 def main(arguments: Sequence[str]) -> None:
